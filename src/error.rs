@@ -1,0 +1,110 @@
+//! What can go wrong, each with the place, the reason and what to do.
+
+use std::path::PathBuf;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong. Numeric trouble inside one head is not here: it is that head's
+/// [`Outcome`](crate::solver::Outcome).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No adapter fits the request.
+    #[error("no GPU adapter: {0}")]
+    NoAdapter(String),
+    /// The device lacks something a kernel needs.
+    #[error("{what}: this device has {have}, {need} is needed; {remedy}")]
+    Unsupported {
+        /// The feature or limit.
+        what: String,
+        /// What the kernel needs.
+        need: String,
+        /// What the device offers.
+        have: String,
+        /// What the user can do.
+        remedy: String,
+    },
+    /// A head's sizes do not fit together.
+    #[error("{head}: {reason}")]
+    Shape {
+        /// The head, or the layer, in words.
+        head: String,
+        /// What does not fit, and what would.
+        reason: String,
+    },
+    /// An option has no meaning, or none for this cache.
+    #[error("option {option}: {reason}")]
+    Options {
+        /// The option's name as the program spells it.
+        option: &'static str,
+        /// Why it is refused and what would do.
+        reason: String,
+    },
+    /// A file cannot be read, understood or written.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The tensor or offset, what is wrong with it and what to do.
+        reason: String,
+    },
+    /// A kernel's text does not compile: a mistake in this crate or in the driver.
+    #[error("shader {kernel}.wgsl, line {line}: {message}")]
+    Shader {
+        /// The kernel.
+        kernel: &'static str,
+        /// The line in the kernel's own file, from 1; 0 where it is not known.
+        line: u32,
+        /// The compiler's words.
+        message: String,
+    },
+    /// An array does not fit.
+    #[error("out of memory: array `{label}` needs {bytes} bytes, {available} may be had; use a smaller --memory or fewer --layers")]
+    OutOfMemory {
+        /// The array.
+        label: String,
+        /// Its size.
+        bytes: u64,
+        /// What the device or the memory budget allows.
+        available: u64,
+    },
+    /// The device went away; nothing it still held is returned.
+    #[error("the GPU device was lost: {0}")]
+    DeviceLost(String),
+    /// The device did not answer in time.
+    #[error("the GPU did not finish within {seconds} s; it may hang, or the work is too large for it")]
+    Timeout {
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The graphics layer reported an error of its own.
+    #[error("GPU: {0}")]
+    Gpu(String),
+    /// The caller's [`Observer`](crate::solver::Observer) asked to stop.
+    #[error("stopped before the end, as asked")]
+    Cancelled,
+}
+
+impl Error {
+    pub(crate) fn file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::File {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn option(option: &'static str, reason: impl Into<String>) -> Self {
+        Self::Options {
+            option,
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn shape(head: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Shape {
+            head: head.into(),
+            reason: reason.into(),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What may be chosen, and the two presets.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How a head's short cache is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Method {
+    /// Pairs drawn at random from the zone, kept as they are: the floor every method must beat.
+    Random,
+    /// The zone's pairs of highest summed attention, kept as they are.
+    Select,
+    /// The same keys with values solved by least squares.
+    SelectFit,
+    /// Keys by L-BFGS, values by least squares, in turn.
+    Kvsculpt,
+}
+
+/// How many of the newest pairs stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tail {
+    /// Exactly so many.
+    Pairs(usize),
+    /// As the budget allows: an eighth of the kept pairs... see [`Tail::pairs`].
+    Auto,
+}
+
+/// What the value solve's ridge pulls toward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Anchor {
+    /// Zero, as published.
+    Zero,
+    /// The values the seed's pairs had in the cache: where the rows say nothing, nothing changes.
+    Seed,
+}
+
+/// The strength of a penalty, alike for every head or in each head's own units.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strength {
+    /// The number itself, as published.
+    Absolute(f64),
+    /// The number times the head's own scale: the Gram's mean diagonal for the ridge, the teacher's mean
+    /// squared output for the mass weight.
+    Relative(f64),
+}
+
+/// Everything that decides a result. The same options, capture and machine give the same bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Options {
+    /// How a head's short cache is made.
+    pub method: Method,
+    /// The fraction of the pairs that is kept, sinks and tail counted; in (0, 1).
+    pub keep: f64,
+    /// How many of the first pairs stay as they are.
+    pub sinks: usize,
+    /// How many of the newest pairs stay as they are.
+    pub tail: Tail,
+    /// Outer steps of key optimisation.
+    pub steps: u32,
+    /// L-BFGS iterations in an outer step; at most a quarter more evaluations.
+    pub iterations: u32,
+    /// Values are solved again after so many outer steps.
+    pub refit_every: u32,
+    /// First trial length of a line search.
+    pub learning_rate: f64,
+    /// Curvature pairs L-BFGS remembers.
+    pub history: u32,
+    /// Training rows a query head at the newest positions, unchanged; `None`: as many as the tail is long, as published.
+    pub recent_rows: Option<usize>,
+    /// Training rows a query head drawn uniformly from the whole context and turned to the positions that follow.
+    pub context_rows: usize,
+    /// Rows a query head, of the same two kinds and in the same proportion, that are held out of every fit; by them the
+    /// best of select, select-fit and every refit is returned. 0: the last iterate is returned, as published.
+    pub validation_rows: usize,
+    /// λ, what an error in the mass costs beside one in the output.
+    pub mass_weight: Strength,
+    /// The value solve's ridge.
+    pub ridge: Strength,
+    /// What the ridge pulls toward.
+    pub anchor: Anchor,
+    /// Seeds the method `random`.
+    pub seed: u64,
+}
+
+impl Options {
+    /// The paper's recipe to the letter (arXiv 2603.27819, section 3 and appendix): tail 256, no sinks, 384 rows a query
+    /// head, 100 steps of 10 iterations at learning rate 0.5, values every 5 steps with ridge 1e-3 toward zero, λ = 1.
+    /// Where the paper is silent: history 100, the default of the optimiser it names.
+    #[must_use]
+    pub fn published() -> Self {
+        Self {
+            method: Method::Kvsculpt,
+            keep: 0.3,
+            sinks: 0,
+            tail: Tail::Pairs(256),
+            steps: 100,
+            iterations: 10,
+            refit_every: 5,
+            learning_rate: 0.5,
+            history: 100,
+            recent_rows: None,
+            context_rows: 128,
+            validation_rows: 0,
+            mass_weight: Strength::Absolute(1.0),
+            ridge: Strength::Absolute(1e-3),
+            anchor: Anchor::Zero,
+            seed: 0,
+        }
+    }
+
+    /// Refuses values without meaning, naming the option as the program spells it.
+    ///
+    /// # Errors
+    /// [`Error::Options`].
+    pub fn validate(&self) -> Result<()> {
+        let positive = |option, value: f64| {
+            if value.is_finite() && value > 0.0 {
+                Ok(())
+            } else {
+                Err(Error::option(option, format!("{value} is not a positive number")))
+            }
+        };
+        if !(self.keep > 0.0 && self.keep < 1.0) {
+            return Err(Error::option("--keep", format!("{} is not a fraction between 0 and 1", self.keep)));
+        }
+        positive("--learning-rate", self.learning_rate)?;
+        let (Strength::Absolute(ridge) | Strength::Relative(ridge)) = self.ridge;
+        positive("--ridge", ridge)?;
+        let (Strength::Absolute(mass) | Strength::Relative(mass)) = self.mass_weight;
+        positive("--mass-weight", mass)?;
+        for (option, value) in [
+            ("--iterations", self.iterations),
+            ("--refit-every", self.refit_every),
+            ("--history", self.history),
+        ] {
+            if value == 0 {
+                return Err(Error::option(option, "must be at least 1"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for Options {
+    /// What our measurements favour on rows never fitted; see `benches/QUALITY.md`.
+    fn default() -> Self {
+        Self {
+            sinks: 4,
+            tail: Tail::Auto,
+            steps: 30,
+            history: 20,
+            recent_rows: Some(256),
+            context_rows: 512,
+            validation_rows: 64,
+            mass_weight: Strength::Relative(0.25),
+            ridge: Strength::Relative(1e-3),
+            anchor: Anchor::Seed,
+            ..Self::published()
+        }
+    }
+}
+
+/// How the pairs of a head are divided: sinks, free pairs that stand for the zone, tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Split {
+    /// Pairs in the cache, N.
+    pub tokens: usize,
+    /// First pairs, kept.
+    pub sinks: usize,
+    /// Free pairs, k.
+    pub free: usize,
+    /// Newest pairs, kept.
+    pub tail: usize,
+}
+
+impl Split {
+    /// The uniform split of a cache of `tokens` pairs: `⌊keep · tokens⌋` are stored in all.
+    ///
+    /// # Errors
+    /// [`Error::Options`] if no free pair is left, saying the smallest keep that leaves one.
+    pub fn uniform(tokens: usize, options: &Options) -> Result<Self> {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a fraction of a token count")]
+        let kept = ((options.keep * tokens as f64) + 1e-9).floor() as usize;
+        let tail = match options.tail {
+            Tail::Pairs(pairs) => pairs,
+            Tail::Auto => (kept / 4).min(256),
+        };
+        let fixed = options.sinks + tail;
+        if fixed >= kept || fixed >= tokens {
+            let least = (options.sinks + tail + 1) as f64 / tokens as f64;
+            return Err(Error::option(
+                "--keep",
+                if fixed + 1 >= tokens {
+                    format!(
+                        "a cache of {tokens} pairs leaves no zone between {} sinks and a tail of {tail}; use a smaller --tail or --sinks",
+                        options.sinks
+                    )
+                } else {
+                    format!(
+                        "{} of {tokens} pairs is {kept}, which {} sinks and a tail of {tail} use up; the smallest keep that leaves a free pair is {:.4} (or use a smaller --tail)",
+                        options.keep,
+                        options.sinks,
+                        (least * 1e4).ceil() / 1e4
+                    )
+                },
+            ));
+        }
+        Ok(Self {
+            tokens,
+            sinks: options.sinks,
+            free: kept - fixed,
+            tail,
+        })
+    }
+
+    /// Pairs stored: sinks, free pairs and tail.
+    #[must_use]
+    pub fn kept(self) -> usize {
+        self.sinks + self.free + self.tail
+    }
+
+    /// Pairs of the zone that the free pairs stand for.
+    #[must_use]
+    pub fn zone(self) -> usize {
+        self.tokens - self.sinks - self.tail
+    }
+}
