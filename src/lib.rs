@@ -1,5 +1,6 @@
 //! kvsculpt
 
+pub mod batch;
 pub mod cache;
 pub mod engine;
 mod error;

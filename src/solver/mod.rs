@@ -1,6 +1,72 @@
 //! Says in what order: teacher, seed, values ⇄ keys, line search, stop. Names no wgpu.
 
+mod compress;
+mod descent;
+mod fit;
+mod keys;
+mod line_search;
+mod problem;
+mod rows;
+mod rowset;
+mod seed;
+mod values;
+
+pub use compress::compress;
+
 use serde::{Deserialize, Serialize};
+
+use crate::cache::{Compressed, Dtype};
+use crate::options::{Options, Split};
+use crate::reference;
+
+/// What to do with a capture.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Request {
+    /// What decides the result.
+    pub options: Options,
+    /// Layers to compress; `None`: all that the capture holds.
+    pub layers: Option<Vec<usize>>,
+    /// How keys and values are to be stored; `None`: as in the capture.
+    pub dtype: Option<Dtype>,
+    /// Bytes that the arrays of a batch may use together; `None`: no limit but the machine's for a single array.
+    pub memory: Option<u64>,
+}
+
+/// Seconds by stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Reading the capture and drawing rows.
+    pub read: f64,
+    /// Uploading, the teacher's answers, the seed.
+    pub teacher: f64,
+    /// Value solves.
+    pub values: f64,
+    /// Key steps.
+    pub keys: f64,
+    /// Judging candidates on training, validation and probe rows.
+    pub judge: f64,
+}
+
+/// A finished compression.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compression {
+    /// The short cache.
+    pub compressed: Compressed,
+    /// What became of each head, in the order of layers and heads.
+    pub outcomes: Vec<Outcome>,
+    /// How each head's pairs are divided.
+    pub split: Split,
+    /// Seconds by stage.
+    pub timings: Timings,
+}
+
+impl Compression {
+    /// Bytes of keys and values before and after, in the dtype they are stored in now.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        compress::stored_bytes(&self.compressed.layers, self.split)
+    }
+}
 
 /// Why a head's key optimisation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,17 +95,19 @@ pub struct Errors {
     /// Root mean square of `l̂ − l`.
     pub mass: f64,
     /// The error that counts: `Σ‖m̂ − m‖² / Σ‖m‖²`, where m merges the context with a block of new tokens that holds as
-    /// much mass as the context has on average (see `reference/merged.rs`).
+    /// much mass as the context has on average (see [`reference::merged`](crate::reference::merged)).
     pub merged: f64,
 }
 
-/// One candidate's errors: on the rows it was fitted to and on the capture's probe queries, where it has some.
+/// What one candidate is worth: on the rows it was fitted to and on the capture's probe queries, where it has some.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
     /// The training loss `(Σ‖ŷ − y‖² + λ Σ(l̂ − l)²) / rows`.
     pub loss: f64,
-    /// On training rows.
-    pub training: Errors,
+    /// `Σ‖ŷ − y‖² / Σ‖y‖²` on training rows.
+    pub output: f64,
+    /// Root mean square of `l̂ − l` on training rows.
+    pub mass: f64,
     /// On probe rows.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub probe: Option<Errors>,
@@ -85,3 +153,15 @@ pub trait Observer {
 
 /// Watches nothing and never stops.
 impl Observer for () {}
+
+/// Errors of a student's state against its teacher's, `[rows, value_dim + 4]` both.
+fn merged_errors(student: &[f32], teacher: &[f32], value_dim: usize) -> Errors {
+    let widen = |state: &[f32]| {
+        let rows = state.chunks_exact(value_dim + 4);
+        reference::State {
+            output: rows.clone().flat_map(|row| &row[..value_dim]).map(|&x| f64::from(x)).collect(),
+            mass: rows.map(|row| f64::from(row[value_dim])).collect(),
+        }
+    };
+    reference::merged::errors(&widen(student), &widen(teacher), value_dim)
+}

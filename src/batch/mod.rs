@@ -1,0 +1,7 @@
+//! Says which heads go together, and how large every array is before any of it is allocated.
+
+mod schedule;
+mod workspace;
+
+pub use schedule::{Budget, schedule};
+pub use workspace::{Shape, Workspace};

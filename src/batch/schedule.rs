@@ -1,0 +1,92 @@
+//! Packs heads into batches that fit the machine.
+
+use super::workspace::{Shape, Workspace};
+use crate::error::{Error, Result};
+
+/// What a batch may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// All arrays of a batch together, in bytes.
+    pub total: u64,
+    /// The largest single array, in bytes.
+    pub array: u64,
+}
+
+/// Packs heads into batches: heads of the same dims, largest first, as many as the budget holds. A pure function of
+/// its arguments; returns the heads' numbers, batch by batch. `scratch` gives an engine's own need for some heads.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] if one head alone is too large, naming its largest array.
+pub fn schedule(shapes: &[Shape], history: u32, budget: Budget, scratch: impl Fn(&[Shape]) -> u64) -> Result<Vec<Vec<usize>>> {
+    let mut order: Vec<usize> = (0..shapes.len()).collect();
+    order.sort_by_key(|&head| (shapes[head].dims, std::cmp::Reverse(shapes[head].work()), head));
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut packed: Vec<Shape> = Vec::new();
+    for head in order {
+        let shape = shapes[head];
+        if packed.last().is_some_and(|last| last.dims == shape.dims) {
+            packed.push(shape);
+            if excess(&packed, history, budget, &scratch).is_none() {
+                if let Some(batch) = batches.last_mut() {
+                    batch.push(head);
+                }
+                continue;
+            }
+        }
+        packed = vec![shape];
+        if let Some(error) = excess(&packed, history, budget, &scratch) {
+            return Err(error);
+        }
+        batches.push(vec![head]);
+    }
+    Ok(batches)
+}
+
+/// What of these heads is too large for the budget, if anything is.
+fn excess(shapes: &[Shape], history: u32, budget: Budget, scratch: &impl Fn(&[Shape]) -> u64) -> Option<Error> {
+    let workspace = Workspace::new(shapes, history);
+    let (label, bytes) = workspace.largest();
+    // Shaders count elements in 32 bits.
+    let array = budget.array.min(4 * u64::from(u32::MAX));
+    if bytes > array {
+        return Some(Error::OutOfMemory { label: label.to_owned(), bytes, available: array });
+    }
+    let bytes = workspace.bytes() + scratch(shapes);
+    (bytes > budget.total).then(|| Error::OutOfMemory { label: "all arrays of one head".to_owned(), bytes, available: budget.total })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Dims;
+
+    fn shape(dim: u32, free: u32) -> Shape {
+        Shape { dims: Dims { dim, value_dim: dim }, tokens: 2048, fixed: 68, free, training: 1000, validation: 10, probe: 10 }
+    }
+
+    #[test]
+    fn packs_every_head_once_within_the_budget_and_never_mixes_dims() {
+        let shapes: Vec<Shape> = (0..40).map(|i| shape(if i % 3 == 0 { 64 } else { 128 }, 50 + 13 * (i % 7))).collect();
+        let one = Workspace::new(&shapes[..1], 10).bytes();
+        let budget = Budget { total: 6 * one, array: u64::MAX };
+        let batches = schedule(&shapes, 10, budget, |_| 0).unwrap();
+        let mut seen: Vec<usize> = batches.concat();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..40).collect::<Vec<_>>());
+        for batch in &batches {
+            let members: Vec<Shape> = batch.iter().map(|&head| shapes[head]).collect();
+            assert!(members.iter().all(|member| member.dims == members[0].dims));
+            assert!(Workspace::new(&members, 10).bytes() <= budget.total);
+        }
+        assert!(batches.len() > 2);
+        assert_eq!(batches, schedule(&shapes, 10, budget, |_| 0).unwrap());
+    }
+
+    #[test]
+    fn a_head_too_large_is_an_error_that_names_the_array() {
+        let error = schedule(&[shape(64, 1500)], 100, Budget { total: u64::MAX, array: 1 << 20 }, |_| 0).unwrap_err();
+        assert!(error.to_string().contains("history"), "{error}");
+        let error = schedule(&[shape(64, 1500)], 100, Budget { total: 1 << 20, array: u64::MAX }, |_| 0).unwrap_err();
+        assert!(error.to_string().contains("one head"), "{error}");
+    }
+}

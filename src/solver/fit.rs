@@ -1,0 +1,391 @@
+//! The life of a batch of heads, in one direction: teacher, seed, values ⇄ keys, judgement.
+
+use std::time::Instant;
+
+use super::descent::{Allowance, Rest};
+use super::keys::{Cycle, KeySteps, loss};
+use super::problem::Problem;
+use super::rowset::{FullCache, Kind, RowSet};
+use super::seed::{attended, drawn};
+use super::values::{ValueSolve, length};
+use super::{Errors, Judged, Outcome, Stop, Timings};
+use crate::batch::{Shape, Workspace, layout};
+use crate::engine::{Dims, Engine, Head, SCALARS, scalar};
+use crate::error::{Error, Result};
+use crate::options::{Anchor, Method, Options, Strength};
+
+/// Refits without a better validation error after which a head's keys are left alone.
+const MOST_REFITS_WITHOUT_GAIN: u32 = 3;
+
+/// A head's free pairs and what became of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Fitted {
+    pub(crate) keys: Vec<f32>,
+    pub(crate) values: Vec<f32>,
+    pub(crate) outcome: Outcome,
+}
+
+/// Fits a batch of heads of the same dims. `watch` gets the share of the work that is done; its error ends the work.
+pub(crate) fn fit<E: Engine>(
+    engine: &mut E,
+    problems: &[&Problem],
+    scale: f32,
+    options: &Options,
+    timings: &mut Timings,
+    watch: &mut dyn FnMut(f64) -> Result<()>,
+) -> Result<Vec<Fitted>> {
+    let Some(first) = problems.first() else { return Ok(Vec::new()) };
+    let dims = first.dims;
+    let started = Instant::now();
+    let mut batch = Batch::new(engine, problems, dims, scale, options)?;
+    timings.teacher += started.elapsed().as_secs_f64();
+
+    let select = timed(&mut timings.judge, || batch.judge(engine))?;
+    let mut track = Track::new(problems.len(), &select);
+    let mut select_fit = None;
+    let mut descents = None;
+    if matches!(options.method, Method::SelectFit | Method::Kvsculpt) {
+        let mut solve = ValueSolve::new(engine, dims, problems, &batch.training.heads, &batch.sizes, options)?;
+        let all = batch.training.heads.clone();
+        timed(&mut timings.values, || batch.refit(engine, &mut solve, &all))?;
+        let judged = timed(&mut timings.judge, || batch.judge(engine))?;
+        if options.method == Method::Kvsculpt && options.steps > 0 {
+            batch.consider(engine, &mut track, &all)?;
+            descents = Some(batch.sculpt(engine, &mut solve, &mut track, timings, watch)?);
+        } else {
+            // The user asked for this method by name: its values are returned, better or not.
+            track.keep_all();
+        }
+        select_fit = Some(judged);
+    } else {
+        track.keep_all();
+    }
+    batch.restore_best(engine, &track)?;
+    let result = timed(&mut timings.judge, || batch.judge(engine))?;
+    watch(1.0)?;
+    let (keys, values) = (engine.read(&batch.keys)?, engine.read(&batch.values)?);
+    let fitted = batch.training.heads.iter().map(|head| {
+        let index = head.index as usize;
+        let descent = descents.as_ref().map(|descents| &descents[index]);
+        let slice = |array: &[f32], width: u32| array[(head.pair * width) as usize..((head.pair + head.pairs) * width) as usize].to_vec();
+        Fitted {
+            keys: slice(&keys, dims.dim),
+            values: slice(&values, dims.value_dim),
+            outcome: Outcome {
+                layer: problems[index].layer,
+                head: problems[index].head,
+                tokens: problems[index].split.tokens,
+                kept: problems[index].split.kept(),
+                free: problems[index].split.free,
+                result: result[index].judged,
+                select: select[index].judged,
+                select_fit: select_fit.as_ref().map(|judged| judged[index].judged),
+                iterations: descent.map_or(0, |descent| descent.iterations),
+                evaluations: descent.map_or(0, |descent| descent.evaluations),
+                stop: track.stops[index],
+            },
+        }
+    });
+    Ok(fitted.collect())
+}
+
+/// Runs a stage and adds its seconds.
+fn timed<T>(seconds: &mut f64, stage: impl FnOnce() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    let outcome = stage();
+    *seconds += started.elapsed().as_secs_f64();
+    outcome
+}
+
+/// A judgement with the part that is not reported.
+#[derive(Clone, Copy, Debug)]
+struct Verdict {
+    judged: Judged,
+    validation: Option<Errors>,
+}
+
+/// Which candidate of each head is the best so far, and which heads still work.
+#[derive(Debug)]
+struct Track {
+    /// The best validation error so far; infinite where there are no validation rows: the newest candidate wins then.
+    best: Vec<f64>,
+    /// Whether the candidate in hand is the best.
+    in_hand: Vec<bool>,
+    without_gain: Vec<u32>,
+    stops: Vec<Stop>,
+    losses: Vec<f64>,
+}
+
+impl Track {
+    fn new(heads: usize, select: &[Verdict]) -> Self {
+        Self {
+            best: select.iter().map(|verdict| verdict.validation.map_or(f64::INFINITY, |errors| errors.merged)).collect(),
+            in_hand: vec![true; heads],
+            without_gain: vec![0; heads],
+            stops: vec![Stop::NotOptimised; heads],
+            losses: vec![f64::INFINITY; heads],
+        }
+    }
+
+    fn keep_all(&mut self) {
+        self.in_hand.fill(true);
+    }
+}
+
+/// The arrays of a batch through its life.
+#[derive(Debug)]
+struct Batch<'a, E: Engine> {
+    options: &'a Options,
+    dims: Dims,
+    scale: f32,
+    sizes: Workspace,
+    training: RowSet<E>,
+    validation: Option<RowSet<E>>,
+    probe: Option<RowSet<E>>,
+    mass_weights: Vec<f32>,
+    mass_weight: E::Array,
+    /// What the ridge pulls toward.
+    anchor: E::Array,
+    keys: E::Array,
+    values: E::Array,
+    best_keys: E::Array,
+    best_values: E::Array,
+    error: E::Array,
+    scalars: E::Array,
+    /// Heads of a change in hand.
+    chosen: E::Table,
+}
+
+impl<'a, E: Engine> Batch<'a, E> {
+    /// Uploads, asks the teacher, and seeds.
+    fn new(engine: &mut E, problems: &[&Problem], dims: Dims, scale: f32, options: &'a Options) -> Result<Self> {
+        let shapes = problems.iter().map(|problem| problem.shape()).collect::<Result<Vec<Shape>>>()?;
+        let sizes = Workspace::new(&shapes, options.history);
+        let cache = FullCache::upload(engine, problems, dims)?;
+        let mut sets = [Kind::Training, Kind::Validation, Kind::Probe]
+            .map(|kind| RowSet::new(engine, problems, &shapes, kind, &cache, scale))
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        let (probe, validation, training) = (sets.pop().flatten(), sets.pop().flatten(), sets.pop().flatten());
+        let training = training.ok_or_else(|| Error::shape("batch", "no training rows"))?;
+
+        let chosen = match options.method {
+            Method::Random => problems.iter().map(|problem| drawn(problem, options.seed)).collect(),
+            _ => attended(engine, problems, &shapes, &training, &cache, scale)?,
+        };
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (problem, pairs) in problems.iter().zip(&chosen) {
+            let (dim, value_dim) = (dims.dim as usize, dims.value_dim as usize);
+            for &pair in pairs {
+                keys.extend_from_slice(&problem.keys[pair * dim..(pair + 1) * dim]);
+                values.extend_from_slice(&problem.values[pair * value_dim..(pair + 1) * value_dim]);
+            }
+        }
+        let anchor = match options.anchor {
+            Anchor::Zero => engine.zeros("anchor", values.len())?,
+            Anchor::Seed => engine.upload("anchor", &values)?,
+        };
+        let mut batch = Self {
+            options,
+            dims,
+            scale,
+            mass_weights: Vec::new(),
+            mass_weight: engine.zeros("mass weight", problems.len())?,
+            anchor,
+            keys: engine.upload("free keys", &keys)?,
+            values: engine.upload("free values", &values)?,
+            best_keys: engine.upload("best keys", &keys)?,
+            best_values: engine.upload("best values", &values)?,
+            error: engine.zeros("error", length(sizes.states[0]))?,
+            scalars: engine.zeros("scalars", length(sizes.scalars))?,
+            chosen: engine.table(dims, &training.heads)?,
+            sizes,
+            training,
+            validation,
+            probe,
+        };
+        batch.weigh_mass(engine)?;
+        Ok(batch)
+    }
+
+    /// λ of each head: as given, or times the teacher's mean squared output.
+    fn weigh_mass(&mut self, engine: &mut E) -> Result<()> {
+        let found = self.training_sums(engine)?;
+        #[allow(clippy::cast_possible_truncation, reason = "a weight needs no more than single precision")]
+        let weights = self.training.heads.iter().map(|head| match self.options.mass_weight {
+            Strength::Absolute(weight) => weight as f32,
+            Strength::Relative(weight) => {
+                let scale = f64::from(found[head.index as usize * SCALARS + scalar::SCALE]) / f64::from(head.rows);
+                (weight * scale) as f32
+            }
+        });
+        self.mass_weights = weights.collect();
+        engine.write(&mut self.mass_weight, &self.mass_weights)
+    }
+
+    /// The sums of the loss on the training rows for the keys and values in hand.
+    fn training_sums(&mut self, engine: &mut E) -> Result<Vec<f32>> {
+        let Self { training: rows, keys, values, error, scalars, mass_weight, scale, .. } = self;
+        engine.attention(&rows.table, &rows.queries, keys, values, Some(&rows.base), *scale, &mut rows.state)?;
+        engine.loss(&rows.table, &rows.state, &rows.teacher, mass_weight, error, scalars)?;
+        engine.read(scalars)
+    }
+
+    /// What the keys and values in hand are worth, head by head.
+    fn judge(&mut self, engine: &mut E) -> Result<Vec<Verdict>> {
+        let heads = self.training.heads.len();
+        let found = self.training_sums(engine)?;
+        let Self { keys, values, scale, .. } = self;
+        let mut on = |rows: &mut Option<RowSet<E>>| match rows {
+            Some(rows) => rows.judge(engine, keys, values, *scale, heads),
+            None => Ok(vec![None; heads]),
+        };
+        let (validation, probe) = (on(&mut self.validation)?, on(&mut self.probe)?);
+        let verdicts = self.training.heads.iter().zip(validation).zip(probe).map(|((head, validation), probe)| {
+            let at = |place: usize| f64::from(found[head.index as usize * SCALARS + place]);
+            Verdict {
+                judged: Judged {
+                    loss: loss(&found, head, &self.mass_weights),
+                    output: at(scalar::OUTPUT) / at(scalar::SCALE),
+                    mass: (at(scalar::MASS) / f64::from(head.rows)).sqrt(),
+                    probe,
+                },
+                validation,
+            }
+        });
+        Ok(verdicts.collect())
+    }
+
+    /// Solves the values of these heads for the keys in hand.
+    fn refit(&mut self, engine: &mut E, solve: &mut ValueSolve<E>, heads: &[Head]) -> Result<()> {
+        solve.solve(
+            engine,
+            &mut self.training,
+            heads,
+            &self.keys,
+            &self.anchor,
+            &self.mass_weight,
+            &mut self.error,
+            &mut self.scalars,
+            self.scale,
+            &mut self.values,
+        )
+    }
+
+    /// Keeps the candidates in hand of those heads where they are the best so far on validation rows.
+    fn consider(&mut self, engine: &mut E, track: &mut Track, heads: &[Head]) -> Result<()> {
+        let Some(rows) = &mut self.validation else {
+            track.keep_all();
+            return Ok(());
+        };
+        let errors = rows.judge(engine, &self.keys, &self.values, self.scale, track.best.len())?;
+        let mut better = Vec::new();
+        for head in heads {
+            let index = head.index as usize;
+            let Some(found) = errors[index] else { continue };
+            track.in_hand[index] = found.merged < track.best[index];
+            if track.in_hand[index] {
+                track.best[index] = found.merged;
+                track.without_gain[index] = 0;
+                better.push(*head);
+            } else {
+                track.without_gain[index] += 1;
+            }
+        }
+        engine.set_table(&mut self.chosen, &better)?;
+        engine.copy_pairs(&self.chosen, self.dims.dim, &self.keys, &mut self.best_keys)?;
+        engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.values, &mut self.best_values)
+    }
+
+    /// Puts the best candidate of every head back in hand.
+    fn restore_best(&mut self, engine: &mut E, track: &Track) -> Result<()> {
+        let worse: Vec<Head> = self.training.heads.iter().filter(|head| !track.in_hand[head.index as usize]).copied().collect();
+        engine.set_table(&mut self.chosen, &worse)?;
+        engine.copy_pairs(&self.chosen, self.dims.dim, &self.best_keys, &mut self.keys)?;
+        engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.best_values, &mut self.values)
+    }
+
+    /// Keys and values in turn until every head has stopped.
+    fn sculpt(
+        &mut self,
+        engine: &mut E,
+        solve: &mut ValueSolve<E>,
+        track: &mut Track,
+        timings: &mut Timings,
+        watch: &mut dyn FnMut(f64) -> Result<()>,
+    ) -> Result<Vec<super::descent::Descent>> {
+        let options = self.options;
+        let cycles = options.steps.div_ceil(options.refit_every);
+        let mut heads = self.training.heads.clone();
+        let mut keys = KeySteps::new(engine, self.dims, &heads, &self.sizes, allowance(options, options.refit_every))?;
+        track.stops.fill(Stop::OutOfSteps);
+        for cycle in 0..cycles {
+            let steps = options.refit_every.min(options.steps - cycle * options.refit_every);
+            let allowance = allowance(options, steps);
+            keys.allow(allowance);
+            timed(&mut timings.keys, || {
+                let on = Cycle {
+                    rows: &mut self.training,
+                    keys: &mut self.keys,
+                    values: &self.values,
+                    mass_weight: &self.mass_weight,
+                    mass_weights: &self.mass_weights,
+                    error: &mut self.error,
+                    scalars: &mut self.scalars,
+                    scale: self.scale,
+                };
+                keys.cycle(engine, &heads, on, allowance.evaluations, |share| watch((f64::from(cycle) + share) / f64::from(cycles)))
+            })?;
+            self.drop_broken(engine, &keys, track, &mut heads)?;
+            timed(&mut timings.values, || self.refit(engine, solve, &heads))?;
+            timed(&mut timings.judge, || self.consider(engine, track, &heads))?;
+            heads.retain(|head| {
+                let index = head.index as usize;
+                let stop = stop(keys.descents[index].rest, keys.descents[index].loss, track, index);
+                if let Some(stop) = stop {
+                    track.stops[index] = stop;
+                }
+                stop.is_none()
+            });
+            if heads.is_empty() {
+                break;
+            }
+        }
+        Ok(keys.descents)
+    }
+
+    /// Takes heads whose point is not finite out of the work and gives them their best candidate back.
+    fn drop_broken(&mut self, engine: &mut E, keys: &KeySteps<E>, track: &mut Track, heads: &mut Vec<Head>) -> Result<()> {
+        let broken = |head: &Head| keys.descents[head.index as usize].rest == Some(Rest::NotFinite);
+        let lost: Vec<Head> = heads.iter().filter(|head| broken(head)).copied().collect();
+        heads.retain(|head| !broken(head));
+        for head in &lost {
+            track.stops[head.index as usize] = Stop::NotFinite;
+            track.in_hand[head.index as usize] = false;
+        }
+        engine.set_table(&mut self.chosen, &lost)?;
+        engine.copy_pairs(&self.chosen, self.dims.dim, &self.best_keys, &mut self.keys)?;
+        engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.best_values, &mut self.values)
+    }
+}
+
+/// What so many outer steps allow: their iterations, and a quarter more evaluations (as the published optimiser does).
+fn allowance(options: &Options, steps: u32) -> Allowance {
+    Allowance {
+        iterations: steps * options.iterations,
+        evaluations: steps * (options.iterations + options.iterations / 4).max(options.iterations + 1),
+        learning_rate: options.learning_rate,
+        capacity: options.history,
+    }
+}
+
+/// Why a head stops after a cycle, if it does.
+fn stop(rest: Option<Rest>, loss: f64, track: &mut Track, index: usize) -> Option<Stop> {
+    let before = std::mem::replace(&mut track.losses[index], loss);
+    match rest {
+        Some(Rest::Converged) => Some(Stop::Converged),
+        _ if track.without_gain[index] >= MOST_REFITS_WITHOUT_GAIN => Some(Stop::NoBetter),
+        Some(Rest::Flat) if before - loss <= 1e-6 * loss => Some(Stop::Flat),
+        _ => None,
+    }
+}

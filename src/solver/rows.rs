@@ -1,0 +1,131 @@
+//! Which query rows a head is fitted to, and which are held out.
+
+use crate::cache::{Capture, Layer, Queries};
+use crate::error::{Error, Result};
+use crate::options::{Options, Split};
+
+/// One head's rows: its query heads' rows one after the other, `[rows, dim]` each.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Rows {
+    /// Fitted to.
+    pub(crate) training: Vec<f32>,
+    /// Held out of every fit; which candidate is returned is decided by them.
+    pub(crate) validation: Vec<f32>,
+    /// The capture's probe queries: only reported on.
+    pub(crate) probe: Vec<f32>,
+}
+
+/// A context query: the token it was asked at and the position it is to be asked from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Draw {
+    token: usize,
+    position: usize,
+}
+
+/// Rows of KV head `head` of a layer.
+pub(crate) fn rows(capture: &Capture, layer: &Layer, head: usize, split: Split, options: &Options) -> Result<Rows> {
+    let group = layer.query_heads / layer.kv_heads;
+    let heads = head * group..(head + 1) * group;
+    let probe = layer.probe_query.as_ref().map_or_else(Vec::new, |queries| {
+        let length = queries.rows * layer.dim;
+        queries.data[heads.start * length..heads.end * length].to_vec()
+    });
+    let mut rows = Rows { probe, ..Rows::default() };
+    if let Some(queries) = &layer.reference_query {
+        split_given(queries, layer.dim, heads, options, &mut rows);
+        return Ok(rows);
+    }
+    let Some(queries) = &layer.query else {
+        return Err(Error::file(&capture.path, format!("layer {} has neither `query` nor `reference_query`", layer.index)));
+    };
+    let (training, validation) = draws(layer.tokens, capture.next_position, split, options);
+    for query_head in heads {
+        let all = &queries.data[query_head * layer.tokens * layer.dim..(query_head + 1) * layer.tokens * layer.dim];
+        for (draws, rows) in [(&training, &mut rows.training), (&validation, &mut rows.validation)] {
+            for draw in draws {
+                let start = rows.len();
+                rows.extend_from_slice(&all[draw.token * layer.dim..(draw.token + 1) * layer.dim]);
+                capture.rope.rotate(&mut rows[start..], draw.position as f64);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// The user's own rows; every eighth is held out where anything is to be.
+fn split_given(queries: &Queries, dim: usize, heads: std::ops::Range<usize>, options: &Options, rows: &mut Rows) {
+    let holds_out = options.validation_rows > 0 && queries.rows >= 8;
+    for query_head in heads {
+        let all = &queries.data[query_head * queries.rows * dim..(query_head + 1) * queries.rows * dim];
+        for (number, row) in all.chunks_exact(dim).enumerate() {
+            let target = if holds_out && number % 8 == 4 { &mut rows.validation } else { &mut rows.training };
+            target.extend_from_slice(row);
+        }
+    }
+}
+
+/// The tokens and positions of training and validation rows, the same for every query head.
+///
+/// Recent rows: the newest tokens at their own positions. Context rows: tokens spaced uniformly over the whole
+/// context, the i-th turned to position `next + i`. Of each kind an evenly spaced share is held out.
+fn draws(tokens: usize, next_position: usize, split: Split, options: &Options) -> (Vec<Draw>, Vec<Draw>) {
+    let recent = options.recent_rows.unwrap_or(split.tail).min(tokens);
+    let context = options.context_rows.min(tokens);
+    let all = (recent + context).max(1);
+    let held = options.validation_rows.min(all / 2);
+    let held_recent = held * recent / all;
+    let first_position = next_position - tokens;
+    let recent_draws = (tokens - recent..tokens).map(|token| Draw { token, position: first_position + token });
+    let context_draws = (0..context).map(|i| Draw {
+        token: if context > 1 { i * (tokens - 1) / (context - 1) } else { tokens - 1 },
+        position: next_position + i,
+    });
+    let (mut training, mut validation) = (Vec::new(), Vec::new());
+    deal(recent_draws, recent, held_recent, &mut training, &mut validation);
+    deal(context_draws, context, held - held_recent, &mut training, &mut validation);
+    if training.is_empty() {
+        training.push(Draw { token: tokens - 1, position: next_position });
+    }
+    (training, validation)
+}
+
+/// Deals `held` of `count` draws, evenly spaced, to `validation` and the rest to `training`.
+fn deal(draws: impl Iterator<Item = Draw>, count: usize, held: usize, training: &mut Vec<Draw>, validation: &mut Vec<Draw>) {
+    for (i, draw) in draws.enumerate() {
+        // Counts how many of the first i + 1 belong to the held-out share; a new one at i where the count rises.
+        let rises = (2 * i + 3) * held / (2 * count) > (2 * i + 1) * held / (2 * count);
+        if rises { validation.push(draw) } else { training.push(draw) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(tail: usize) -> Split {
+        Split { tokens: 2048, sinks: 0, free: 358, tail }
+    }
+
+    #[test]
+    fn published_rows_are_the_tail_and_128_uniform_context_rows() {
+        let (training, validation) = draws(2048, 2048, split(256), &Options::published());
+        assert!(validation.is_empty());
+        assert_eq!(training.len(), 384);
+        assert_eq!(training[0], Draw { token: 1792, position: 1792 });
+        assert_eq!(training[255], Draw { token: 2047, position: 2047 });
+        assert_eq!(training[256], Draw { token: 0, position: 2048 });
+        assert_eq!(training[257], Draw { token: 16, position: 2049 });
+        assert_eq!(training[383], Draw { token: 2047, position: 2175 });
+    }
+
+    #[test]
+    fn held_out_rows_are_never_trained_on_and_counted_exactly() {
+        for (recent, context, held) in [(256, 512, 64), (0, 100, 10), (16, 0, 5), (256, 2048, 511), (1, 1, 9)] {
+            let options = Options { recent_rows: Some(recent), context_rows: context, validation_rows: held, ..Options::published() };
+            let (training, validation) = draws(2048, 5000, split(64), &options);
+            assert_eq!(training.len() + validation.len(), recent + context);
+            assert_eq!(validation.len(), held.min((recent + context) / 2), "{recent} {context} {held}");
+            assert!(validation.iter().all(|draw| !training.contains(draw)));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! One kind of rows (training, validation or probe) of all heads of a batch, with what their teacher says and what the
+//! pairs that never change contribute.
+
+use super::problem::Problem;
+use super::{Errors, merged_errors};
+use crate::batch::{Shape, layout};
+use crate::engine::{Dims, Engine, Head};
+use crate::error::Result;
+
+/// Which rows of a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Training,
+    Validation,
+    Probe,
+}
+
+impl Kind {
+    pub(crate) fn of<'a>(self, problem: &'a Problem) -> &'a [f32] {
+        match self {
+            Self::Training => &problem.rows.training,
+            Self::Validation => &problem.rows.validation,
+            Self::Probe => &problem.rows.probe,
+        }
+    }
+
+    pub(crate) fn count(self, shape: &Shape) -> u32 {
+        match self {
+            Self::Training => shape.training,
+            Self::Validation => shape.validation,
+            Self::Probe => shape.probe,
+        }
+    }
+}
+
+/// The full cache of a batch's heads, on the engine.
+#[derive(Debug)]
+pub(crate) struct FullCache<E: Engine> {
+    pub(crate) keys: E::Array,
+    pub(crate) values: E::Array,
+    fixed_keys: E::Array,
+    fixed_values: E::Array,
+}
+
+impl<E: Engine> FullCache<E> {
+    pub(crate) fn upload(engine: &mut E, problems: &[&Problem], dims: Dims) -> Result<Self> {
+        let (mut keys, mut values, mut fixed_keys, mut fixed_values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for problem in problems {
+            keys.extend_from_slice(&problem.keys);
+            values.extend_from_slice(&problem.values);
+            problem.fixed_pairs(&problem.keys, dims.dim as usize, &mut fixed_keys);
+            problem.fixed_pairs(&problem.values, dims.value_dim as usize, &mut fixed_values);
+        }
+        Ok(Self {
+            keys: engine.upload_compact("keys", &keys)?,
+            values: engine.upload_compact("values", &values)?,
+            fixed_keys: engine.upload_compact("fixed keys", &fixed_keys)?,
+            fixed_values: engine.upload_compact("fixed values", &fixed_values)?,
+        })
+    }
+}
+
+/// Rows, their teacher and their constant part.
+#[derive(Debug)]
+pub(crate) struct RowSet<E: Engine> {
+    pub(crate) queries: E::Array,
+    /// The teacher's state: attention over all pairs.
+    pub(crate) teacher: E::Array,
+    /// The state over sinks and tail, which every student of the head shares.
+    pub(crate) base: E::Array,
+    /// The student's state as of the last evaluation.
+    pub(crate) state: E::Array,
+    /// All heads that have such rows, rows × free pairs.
+    pub(crate) table: E::Table,
+    pub(crate) heads: Vec<Head>,
+    dims: Dims,
+}
+
+impl<E: Engine> RowSet<E> {
+    /// Uploads the rows and computes teacher and constant part; `None` if no head has such rows.
+    pub(crate) fn new(
+        engine: &mut E,
+        problems: &[&Problem],
+        shapes: &[Shape],
+        kind: Kind,
+        cache: &FullCache<E>,
+        scale: f32,
+    ) -> Result<Option<Self>> {
+        let Some(dims) = shapes.first().map(|shape| shape.dims) else { return Ok(None) };
+        let with_rows = |pairs: fn(&Shape) -> u32| {
+            let mut heads = layout(shapes, |shape| (kind.count(shape), pairs(shape)));
+            heads.retain(|head| head.rows > 0);
+            heads
+        };
+        let heads = with_rows(|shape| shape.free);
+        if heads.is_empty() {
+            return Ok(None);
+        }
+        let queries: Vec<f32> = problems.iter().flat_map(|problem| kind.of(problem)).copied().collect();
+        let floats = queries.len() / dims.dim as usize * dims.state_row() as usize;
+        let queries = engine.upload("queries", &queries)?;
+        let mut teacher = engine.zeros("teacher", floats)?;
+        let mut base = engine.zeros("base", floats)?;
+        let table = engine.table(dims, &with_rows(|shape| shape.tokens))?;
+        engine.attention(&table, &queries, &cache.keys, &cache.values, None, scale, &mut teacher)?;
+        let table = engine.table(dims, &with_rows(|shape| shape.fixed))?;
+        engine.attention(&table, &queries, &cache.fixed_keys, &cache.fixed_values, None, scale, &mut base)?;
+        let state = engine.zeros("state", floats)?;
+        let table = engine.table(dims, &heads)?;
+        Ok(Some(Self { queries, teacher, base, state, table, heads, dims }))
+    }
+
+    /// Channels of a value.
+    pub(crate) fn value_dim(&self) -> u32 {
+        self.dims.value_dim
+    }
+
+    /// Errors of these students on the rows, for every head of the batch (`None` where a head has no such rows).
+    pub(crate) fn judge(
+        &mut self,
+        engine: &mut E,
+        keys: &E::Array,
+        values: &E::Array,
+        scale: f32,
+        all_heads: usize,
+    ) -> Result<Vec<Option<Errors>>> {
+        engine.attention(&self.table, &self.queries, keys, values, Some(&self.base), scale, &mut self.state)?;
+        let student = engine.read(&self.state)?;
+        let teacher = engine.read(&self.teacher)?;
+        let row = self.dims.state_row() as usize;
+        let mut errors = vec![None; all_heads];
+        for head in &self.heads {
+            let range = head.row as usize * row..(head.row + head.rows) as usize * row;
+            let found = merged_errors(&student[range.clone()], &teacher[range], self.dims.value_dim as usize);
+            errors[head.index as usize] = Some(found);
+        }
+        Ok(errors)
+    }
+}

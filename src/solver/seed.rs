@@ -1,0 +1,48 @@
+//! Which pairs of the zone a head starts from.
+
+use super::problem::Problem;
+use super::rowset::{FullCache, RowSet};
+use crate::batch::{Shape, layout};
+use crate::engine::Engine;
+use crate::error::Result;
+
+/// The `free` pairs of each head's zone whose keys get the highest attention weight, summed over the training rows; ascending.
+pub(crate) fn attended<E: Engine>(
+    engine: &mut E,
+    problems: &[&Problem],
+    shapes: &[Shape],
+    rows: &RowSet<E>,
+    cache: &FullCache<E>,
+    scale: f32,
+) -> Result<Vec<Vec<usize>>> {
+    let Some(dims) = shapes.first().map(|shape| shape.dims) else { return Ok(Vec::new()) };
+    let heads = layout(shapes, |shape| (shape.training, shape.tokens));
+    let pairs: usize = problems.iter().map(|problem| problem.split.tokens).sum();
+    let table = engine.table(dims, &heads)?;
+    let mut scores = engine.zeros("scores", pairs)?;
+    engine.scores(&table, &rows.queries, &cache.keys, &rows.teacher, scale, &mut scores)?;
+    let scores = engine.read(&scores)?;
+    let chosen = problems.iter().zip(&heads).map(|(problem, head)| {
+        let split = problem.split;
+        let scores = &scores[head.pair as usize..][..split.tokens];
+        let mut zone: Vec<usize> = (split.sinks..split.tokens - split.tail).collect();
+        // Equal scores go to the older pair, so that the choice does not depend on the sort.
+        zone.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+        zone.truncate(split.free);
+        zone.sort_unstable();
+        zone
+    });
+    Ok(chosen.collect())
+}
+
+/// `free` pairs of a head's zone drawn at random, ascending: by the seed, the layer and the head alone.
+pub(crate) fn drawn(problem: &Problem, seed: u64) -> Vec<usize> {
+    let split = problem.split;
+    let place = ((problem.layer as u64) << 32) | problem.head as u64;
+    // The golden ratio's bits keep neighbouring places from sharing a stream.
+    let mut random = fastrand::Rng::with_seed(seed ^ place.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let zone: Vec<usize> = (split.sinks..split.tokens - split.tail).collect();
+    let mut chosen = random.choose_multiple(zone, split.free);
+    chosen.sort_unstable();
+    chosen
+}

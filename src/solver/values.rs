@@ -1,0 +1,120 @@
+//! The value solve: `W = argmin ‖A W + rest − Y‖² + ρ ‖W − anchor‖²`, for many heads at once.
+//!
+//! Solved for `W − anchor`: with `e = ŷ(anchor) − y` the normal equations are `(AᵀA + ρ I)(W − anchor) = −Aᵀ e`, which
+//! needs the constant part of sinks and tail nowhere by itself and loses less to rounding.
+
+use super::problem::Problem;
+use super::rowset::RowSet;
+use crate::batch::Workspace;
+use crate::engine::{Dims, Engine, Head, SCALARS, WEIGHT_ROWS, scalar};
+use crate::error::Result;
+use crate::options::{Options, Strength};
+
+/// A head whose Gram cannot be factored gets ten times the ridge, at most so often.
+const MOST_RAISES: u32 = 8;
+/// What a raise starts from where the ridge itself is smaller, in units of the Gram's mean diagonal.
+const LEAST_RAISE: f32 = 1e-6;
+
+/// The arrays of the value solve.
+#[derive(Debug)]
+pub(crate) struct ValueSolve<E: Engine> {
+    weights: E::Array,
+    gram: E::Array,
+    factor: E::Array,
+    rhs: E::Array,
+    ridge: E::Array,
+    strengths: Vec<f32>,
+    /// The heads of the solve in hand.
+    table: E::Table,
+    /// Heads to factor again.
+    again: E::Table,
+}
+
+impl<E: Engine> ValueSolve<E> {
+    pub(crate) fn new(engine: &mut E, dims: Dims, problems: &[&Problem], heads: &[Head], sizes: &Workspace, options: &Options) -> Result<Self> {
+        #[allow(clippy::cast_possible_truncation, reason = "a strength needs no more than single precision")]
+        let ridge = match options.ridge {
+            Strength::Absolute(strength) => [strength as f32, 0.0],
+            Strength::Relative(strength) => [0.0, strength as f32],
+        };
+        let strengths = ridge.repeat(problems.len());
+        Ok(Self {
+            weights: engine.zeros("weights", length(sizes.weights))?,
+            gram: engine.zeros("gram", length(sizes.squares))?,
+            factor: engine.zeros("factor", length(sizes.squares))?,
+            rhs: engine.zeros("right-hand side", length(sizes.free_values))?,
+            ridge: engine.upload("ridge", &strengths)?,
+            strengths,
+            table: engine.table(dims, heads)?,
+            again: engine.table(dims, heads)?,
+        })
+    }
+
+    /// Solves the values of `heads` for these keys. A head that resists every ridge keeps its anchor's values.
+    #[allow(clippy::too_many_arguments, reason = "an operation of mathematics, named after its operands")]
+    pub(crate) fn solve(
+        &mut self,
+        engine: &mut E,
+        rows: &mut RowSet<E>,
+        heads: &[Head],
+        keys: &E::Array,
+        anchor: &E::Array,
+        mass_weight: &E::Array,
+        error: &mut E::Array,
+        scalars: &mut E::Array,
+        scale: f32,
+        values: &mut E::Array,
+    ) -> Result<()> {
+        engine.set_table(&mut self.table, heads)?;
+        engine.attention(&self.table, &rows.queries, keys, anchor, Some(&rows.base), scale, &mut rows.state)?;
+        engine.loss(&self.table, &rows.state, &rows.teacher, mass_weight, error, scalars)?;
+        let most = heads.iter().map(|head| head.rows).max().unwrap_or(0);
+        for first in (0..most).step_by(WEIGHT_ROWS as usize) {
+            let block = first..(first + WEIGHT_ROWS).min(most);
+            engine.weights(&self.table, &rows.queries, keys, &rows.state, scale, block.clone(), &mut self.weights)?;
+            engine.gram(&self.table, &self.weights, block.clone(), &mut self.gram)?;
+            engine.rhs(&self.table, &self.weights, error, block, &mut self.rhs)?;
+        }
+        let failed = self.factor(engine, heads, scalars)?;
+        engine.solve(&self.table, &self.factor, &self.rhs, anchor, values)?;
+        if !failed.is_empty() {
+            let dims_value = rows.value_dim();
+            engine.set_table(&mut self.again, &failed)?;
+            engine.copy_pairs(&self.again, dims_value, anchor, values)?;
+        }
+        Ok(())
+    }
+
+    /// Factors every head, raising the ridge of those that fail; returns the heads that resisted every raise.
+    fn factor(&mut self, engine: &mut E, heads: &[Head], scalars: &mut E::Array) -> Result<Vec<Head>> {
+        let mut open = heads.to_vec();
+        let mut strengths = self.strengths.clone();
+        let mut raised = false;
+        for _ in 0..=MOST_RAISES {
+            engine.set_table(&mut self.again, &open)?;
+            engine.cholesky(&self.again, &self.gram, &self.ridge, &mut self.factor, scalars)?;
+            let found = engine.read(scalars)?;
+            open.retain(|head| found[head.index as usize * SCALARS + scalar::FACTORED] != 1.0);
+            if open.is_empty() {
+                break;
+            }
+            raised = true;
+            for head in &open {
+                let [absolute, relative] = [2 * head.index as usize, 2 * head.index as usize + 1];
+                strengths[absolute] *= 10.0;
+                strengths[relative] = (strengths[relative] * 10.0).max(LEAST_RAISE);
+                tracing::debug!(head = head.index, ridge = strengths[relative], "raised the ridge of a Gram that cannot be factored");
+            }
+            engine.write(&mut self.ridge, &strengths)?;
+        }
+        if raised {
+            engine.write(&mut self.ridge, &self.strengths)?;
+        }
+        Ok(open)
+    }
+}
+
+/// A count of floats as a length; counts are checked against the machine before anything is allocated.
+pub(crate) fn length(floats: u64) -> usize {
+    usize::try_from(floats).unwrap_or(usize::MAX)
+}
