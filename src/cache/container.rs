@@ -3,34 +3,21 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::{bf16, f16};
 use safetensors::Dtype as Stored;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use sha2::{Digest, Sha256};
 
 use super::Dtype;
+use super::source::Source;
 use crate::error::{Error, Result};
 
 /// The largest header accepted, in bytes; the same bound other readers of the format use.
 const LARGEST_HEADER: u64 = 100_000_000;
-
-/// Bytes read at once; a multiple of every element size.
-const CHUNK: usize = 1 << 20;
-
-/// Where the bytes are.
-enum Source {
-    /// One handle for the container's whole life, so that a file replaced meanwhile is not mixed in.
-    File(Mutex<File>),
-    Memory(Cow<'static, [u8]>),
-}
 
 /// One tensor of the header, its place checked.
 #[derive(Debug)]
@@ -44,27 +31,30 @@ pub(super) struct Tensor {
 
 /// An open container: header checked, tensors still in the file.
 pub(super) struct Container {
-    pub(super) path: PathBuf,
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) tensors: BTreeMap<String, Tensor>,
     source: Source,
-    length: u64,
 }
 
 impl fmt::Debug for Container {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Container")
-            .field("path", &self.path)
-            .field("length", &self.length)
+            .field("path", &self.source.path)
+            .field("length", &self.source.length)
             .finish_non_exhaustive()
     }
 }
 
 /// A name or value from a file as it may be shown: escaped, and cut where it is long.
 pub(super) fn shown(text: &str) -> String {
-    let mut short: String = text.chars().take(80).flat_map(char::escape_debug).collect();
-    if text.chars().nth(80).is_some() {
+    let text: String = text.chars().take(81).flat_map(char::escape_debug).collect();
+    cut(&text, 80)
+}
+
+fn cut(text: &str, limit: usize) -> String {
+    let mut short: String = text.chars().take(limit).collect();
+    if short.len() < text.len() {
         short.push('…');
     }
     short
@@ -73,33 +63,19 @@ pub(super) fn shown(text: &str) -> String {
 impl Container {
     /// Opens a file and checks its header.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let about = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
-        if about.is_dir() {
-            return Err(Error::file(path, "is a folder; give the path of a safetensors file"));
-        }
-        if !about.is_file() {
-            return Err(Error::file(
-                path,
-                "is not a regular file; a capture is read in parts, so save it to a file first",
-            ));
-        }
-        let file = File::open(path).map_err(|error| unreadable(path, &error))?;
-        Self::new(path.to_owned(), Source::File(Mutex::new(file)), about.len())
+        Self::new(Source::open(path)?)
     }
 
     /// The same for bytes in memory; `path` is only a name for error messages.
     pub(super) fn from_bytes(path: PathBuf, bytes: Cow<'static, [u8]>) -> Result<Self> {
-        let length = bytes.len() as u64;
-        Self::new(path, Source::Memory(bytes), length)
+        Self::new(Source::from_bytes(path, bytes))
     }
 
-    fn new(path: PathBuf, source: Source, length: u64) -> Result<Self> {
+    fn new(source: Source) -> Result<Self> {
         let mut container = Self {
-            path,
             metadata: BTreeMap::new(),
             tensors: BTreeMap::new(),
             source,
-            length,
         };
         let (header, data) = container.header()?;
         container.parse(&header, data)?;
@@ -107,9 +83,13 @@ impl Container {
         Ok(container)
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.source.path
+    }
+
     /// An error about the file as a whole.
     pub(super) fn error(&self, reason: impl Into<String>) -> Error {
-        Error::file(&self.path, reason)
+        Error::file(self.path(), reason)
     }
 
     /// An error about one tensor.
@@ -119,7 +99,7 @@ impl Container {
 
     /// The header's text, and where the data begin.
     fn header(&self) -> Result<(Vec<u8>, u64)> {
-        let length = self.length;
+        let length = self.source.length;
         if length == 0 {
             return Err(self.error("is empty; write it again"));
         }
@@ -129,7 +109,7 @@ impl Container {
             )));
         }
         let mut announced = [0; 8];
-        self.read_at(0, &mut announced)?;
+        self.source.read_at(0, &mut announced)?;
         let announced = u64::from_le_bytes(announced);
         if announced > length - 8 {
             return Err(self.error(format!(
@@ -145,52 +125,37 @@ impl Container {
         let size = usize::try_from(announced)
             .map_err(|_| self.error("has a header larger than this machine can address; check that it is the right file"))?;
         let mut header = vec![0; size];
-        self.read_at(8, &mut header)?;
+        self.source.read_at(8, &mut header)?;
         Ok((header, 8 + announced))
     }
 
     fn parse(&mut self, header: &[u8], data: u64) -> Result<()> {
         let text = std::str::from_utf8(header).map_err(|error| {
             self.error(format!(
-                "is no safetensors file: its header is not UTF-8 text at byte {}; write it again",
+                "is no safetensors file: its header is not UTF-8 text at byte {}; check that it is the right file, or write it again",
                 8 + error.valid_up_to()
             ))
         })?;
-        let Entries(entries) = serde_json::from_str(text).map_err(|error| {
+        let header: Header = serde_json::from_str(text).map_err(|error| {
             self.error(format!(
-                "is no safetensors file: its header is not a JSON object of tensors ({error}); write it again"
+                "has a header that cannot be read ({}); check that it is a safetensors file, or write it again",
+                cut(&error.to_string(), 400)
             ))
         })?;
-        for (name, value) in entries {
-            if name == "__metadata__" {
-                self.metadata = serde_json::from_value(value).map_err(|error| {
-                    self.error(format!(
-                        "has metadata that are not texts by name ({error}); write every value as a string"
-                    ))
-                })?;
-                continue;
-            }
-            let tensor = self.tensor_from(&name, value, data)?;
+        for (name, info) in header.tensors {
+            let tensor = self.tensor_from(&name, info, data)?;
             if self.tensors.insert(name.clone(), tensor).is_some() {
                 return Err(self.tensor_error(&name, "is there twice; write the file again"));
             }
         }
+        self.metadata = header.metadata;
         Ok(())
     }
 
     /// Checks one entry: its bytes lie in the file and are as many as its shape needs.
-    fn tensor_from(&self, name: &str, value: Value, data: u64) -> Result<Tensor> {
-        let info: TensorInfo = serde_json::from_value(value).map_err(|error| {
-            self.tensor_error(
-                name,
-                format!(
-                    "has a header entry that cannot be read ({}); write the file again",
-                    shown(&error.to_string())
-                ),
-            )
-        })?;
+    fn tensor_from(&self, name: &str, info: TensorInfo, data: u64) -> Result<Tensor> {
         let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-        let available = self.length - data;
+        let available = self.source.length - data;
         if begin > end {
             return Err(self.tensor_error(
                 name,
@@ -249,64 +214,18 @@ impl Container {
             reached = tensor.start + tensor.bytes;
             before = name;
         }
-        if reached != self.length {
+        if reached != self.source.length {
             return Err(self.error(format!(
                 "has {} bytes after its last tensor that belong to none; write it again",
-                self.length - reached
+                self.source.length - reached
             )));
-        }
-        Ok(())
-    }
-
-    /// Fills `bytes` from a place in the file.
-    fn read_at(&self, start: u64, bytes: &mut [u8]) -> Result<()> {
-        match &self.source {
-            Source::File(file) => {
-                let mut file = lock(file);
-                file.seek(SeekFrom::Start(start))
-                    .and_then(|_| file.read_exact(bytes))
-                    .map_err(|error| self.read_error(start, &error))
-            }
-            Source::Memory(memory) => {
-                let part = usize::try_from(start)
-                    .ok()
-                    .and_then(|start| memory.get(start..start.checked_add(bytes.len())?))
-                    .ok_or_else(|| self.read_error(start, &ErrorKind::UnexpectedEof.into()))?;
-                bytes.copy_from_slice(part);
-                Ok(())
-            }
-        }
-    }
-
-    fn read_error(&self, start: u64, error: &std::io::Error) -> Error {
-        if error.kind() == ErrorKind::UnexpectedEof {
-            self.error(format!(
-                "ends before byte {start} and what should follow it: it was cut short after it was opened; copy or write it again"
-            ))
-        } else {
-            self.error(format!(
-                "cannot be read at byte {start}: {error}; check the disk or copy the file again"
-            ))
-        }
-    }
-
-    /// Passes a part of the file to `take`, a chunk at a time.
-    fn stream(&self, start: u64, bytes: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
-        let mut buffer = vec![0; usize::try_from(bytes).map_or(CHUNK, |bytes| bytes.min(CHUNK))];
-        let end = start + bytes;
-        let mut at = start;
-        while at < end {
-            let size = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
-            self.read_at(at, &mut buffer[..size])?;
-            take(&buffer[..size]);
-            at += size as u64;
         }
         Ok(())
     }
 
     /// Passes a tensor's bytes to `take`, a chunk at a time.
     fn stream_tensor(&self, name: &str, tensor: &Tensor, take: impl FnMut(&[u8])) -> Result<()> {
-        self.stream(tensor.start, tensor.bytes, take).map_err(|error| match error {
+        self.source.stream(tensor.start, tensor.bytes, take).map_err(|error| match error {
             Error::File { reason, .. } => self.error(format!("tensor `{name}`: the file {reason}")),
             other => other,
         })
@@ -446,50 +365,48 @@ impl Container {
     /// SHA-256 of the whole file, in hexadecimal.
     pub(super) fn digest(&self) -> Result<String> {
         let mut hash = Sha256::new();
-        self.stream(0, self.length, |bytes| hash.update(bytes))?;
+        self.source.stream(0, self.source.length, |bytes| hash.update(bytes))?;
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }
 
-/// A reader that panicked leaves only the file's cursor behind, and every read sets that first.
-fn lock(file: &Mutex<File>) -> MutexGuard<'_, File> {
-    file.lock().unwrap_or_else(PoisonError::into_inner)
+/// The header's JSON object, duplicates kept so that they can be refused. Read without a tree of values between,
+/// which would take many times the header's own bytes.
+#[derive(Default)]
+struct Header {
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<(String, TensorInfo)>,
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
-    Error::file(
-        path,
-        match error.kind() {
-            ErrorKind::NotFound => "there is no such file; check the path".to_owned(),
-            ErrorKind::PermissionDenied => "may not be read; check its permissions".to_owned(),
-            _ => format!("cannot be opened: {error}; check the path"),
-        },
-    )
-}
-
-/// A JSON object's entries in order, duplicates kept so that they can be refused.
-struct Entries(Vec<(String, Value)>);
-
-impl<'de> Deserialize<'de> for Entries {
+impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Collect;
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
 
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Entries;
+struct HeaderVisitor;
 
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object")
-            }
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of tensors by name")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+        let mut header = Header::default();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                header.metadata = map
+                    .next_value()
+                    .map_err(|error| A::Error::custom(format!("metadata must be strings by name: {}", shown(&error.to_string()))))?;
+            } else {
+                let info = map
+                    .next_value()
+                    .map_err(|error| A::Error::custom(format!("tensor `{}`: {}", shown(&name), shown(&error.to_string()))))?;
+                header.tensors.push((name, info));
             }
         }
-
-        deserializer.deserialize_map(Collect)
+        Ok(header)
     }
 }

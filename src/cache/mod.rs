@@ -6,11 +6,14 @@
 mod capture;
 mod compressed;
 mod container;
+mod layout;
 mod output;
 mod rope;
+mod source;
 
-pub use capture::{Capture, Layer, LayerShape, Queries};
+pub use capture::{Capture, Layer, Queries};
 pub use compressed::{Compressed, CompressedLayer};
+pub use layout::LayerShape;
 pub use rope::{Pairing, Rope};
 
 use serde::{Deserialize, Serialize};
