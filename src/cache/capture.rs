@@ -1,9 +1,12 @@
 //! Captures: a cache and its queries, as read from a file (format `kv-capture`).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Dtype, Rope};
+use super::container::{Container, shown};
+use super::layout::{LayerShape, layer_numbers, layer_shape, name};
+use super::{Dtype, Pairing, Rope};
 use crate::error::Result;
 
 /// An open capture: its header is read and checked, its layers are read one at a time.
@@ -23,6 +26,8 @@ pub struct Capture {
     pub rope: Rope,
     /// All the file's metadata.
     pub metadata: BTreeMap<String, String>,
+    shapes: BTreeMap<usize, LayerShape>,
+    container: Container,
 }
 
 /// Query rows of all query heads of a layer.
@@ -64,22 +69,121 @@ pub struct Layer {
 }
 
 impl Capture {
-    /// Opens a capture and checks everything its header can tell.
+    /// Opens a capture and checks everything its header can tell; no tensor is read.
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File), naming the tensor and what to do.
     pub fn open(path: &Path) -> Result<Self> {
-        let _ = path;
-        unimplemented!()
+        Self::new(Container::open(path)?)
+    }
+
+    /// The same for a capture in memory; `name` stands for the path in errors.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_bytes(name: impl Into<PathBuf>, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
+        Self::new(Container::from_bytes(name.into(), bytes.into())?)
+    }
+
+    fn new(container: Container) -> Result<Self> {
+        container.check_format(
+            "kv-capture",
+            ("kv-compressed", "is a compressed cache already; give the capture it was made from"),
+        )?;
+        let tokens = whole(&container, "tokens")?;
+        let next_position = whole(&container, "next_position")?;
+        if tokens == 0 {
+            return Err(container.error("has no tokens (metadata `tokens` is 0); capture a text of some length"));
+        }
+        if next_position < tokens {
+            return Err(container.error(format!(
+                "has next_position {next_position}, before the end of its {tokens} tokens; write the position of the token that follows the cache"
+            )));
+        }
+        if container.metadata.contains_key("sinks") {
+            whole(&container, "sinks")?;
+        }
+        let scale = number(&container, "softmax_scale")?;
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(container.error(format!(
+                "has softmax_scale {scale}; write a positive number, most often 1 / sqrt(channels of a key)"
+            )));
+        }
+        let rope = rope(&container)?;
+        let mut shapes = BTreeMap::new();
+        for index in layer_numbers(&container)? {
+            let shape = layer_shape(&container, index, tokens)?;
+            check_rope(&container, &rope, index, &shape)?;
+            shapes.insert(index, shape);
+        }
+        Ok(Self {
+            path: container.path().to_owned(),
+            layers: shapes.keys().copied().collect(),
+            tokens,
+            next_position,
+            scale,
+            rope,
+            metadata: container.metadata.clone(),
+            shapes,
+            container,
+        })
+    }
+
+    /// What the header says of a layer, without reading it.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if the layer is not in the file, with those that are.
+    pub fn shape(&self, index: usize) -> Result<&LayerShape> {
+        self.shapes.get(&index).ok_or_else(|| {
+            let present: Vec<String> = self.layers.iter().map(usize::to_string).collect();
+            self.container
+                .error(format!("has no layer {index}; choose among its layers {}", present.join(", ")))
+        })
     }
 
     /// Reads one layer and checks that every number is finite.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File), naming the tensor and what to do.
+    /// [`Error::File`](crate::Error::File), naming the tensor and what to do;
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn layer(&self, index: usize) -> Result<Layer> {
-        let _ = index;
-        unimplemented!()
+        let shape = self.shape(index)?.clone();
+        Ok(Layer {
+            index,
+            kv_heads: shape.kv_heads,
+            query_heads: shape.query_heads,
+            tokens: self.tokens,
+            dim: shape.dim,
+            value_dim: shape.value_dim,
+            dtype: shape.dtype,
+            key: self.read(index, "key", self.tokens, shape.dim)?,
+            value: self.read(index, "value", self.tokens, shape.value_dim)?,
+            query: self.queries(index, "query", shape.query.then_some(self.tokens), shape.dim)?,
+            reference_query: self.queries(index, "reference_query", shape.reference_rows, shape.dim)?,
+            probe_query: self.queries(index, "probe_query", shape.probe_rows, shape.dim)?,
+        })
+    }
+
+    fn queries(&self, index: usize, kind: &str, rows: Option<usize>, dim: usize) -> Result<Option<Queries>> {
+        rows.map(|rows| {
+            Ok(Queries {
+                rows,
+                data: self.read(index, kind, rows, dim)?,
+            })
+        })
+        .transpose()
+    }
+
+    fn read(&self, index: usize, kind: &str, rows: usize, channels: usize) -> Result<Vec<f32>> {
+        let row = if matches!(kind, "reference_query" | "probe_query") {
+            "row"
+        } else {
+            "token"
+        };
+        self.container.floats(&name(index, kind), |element| {
+            let (head, within) = (element / (rows * channels), element % (rows * channels));
+            format!("head {head}, {row} {}, channel {}", within / channels, within % channels)
+        })
     }
 
     /// SHA-256 of the whole file, in hexadecimal.
@@ -87,6 +191,69 @@ impl Capture {
     /// # Errors
     /// [`Error::File`](crate::Error::File).
     pub fn digest(&self) -> Result<String> {
-        unimplemented!()
+        self.container.digest()
+    }
+}
+
+/// A whole number of the metadata, small enough for the 32-bit counts of the engines.
+fn whole(container: &Container, key: &str) -> Result<usize> {
+    let text = container.text(key)?;
+    text.parse::<u32>()
+        .ok()
+        .and_then(|value| usize::try_from(value).ok())
+        .ok_or_else(|| {
+            container.error(format!(
+                "has metadata `{key}` \"{}\"; write a whole number from 0 to {}",
+                shown(text),
+                u32::MAX
+            ))
+        })
+}
+
+fn number(container: &Container, key: &str) -> Result<f64> {
+    let text = container.text(key)?;
+    text.parse()
+        .map_err(|_| container.error(format!("has metadata `{key}` \"{}\"; write a number", shown(text))))
+}
+
+fn rope(container: &Container) -> Result<Rope> {
+    let theta = number(container, "rope_theta")?;
+    let dim = whole(container, "rope_dim")?;
+    // Before the frequencies are allocated: no head has more channels than this.
+    if dim > 256 {
+        return Err(container.error(format!("has rope_dim {dim}; write how many channels of a key rotate, at most 256")));
+    }
+    let pairing = match container.text("rope_pairing")? {
+        "half" => Pairing::Half,
+        "interleaved" => Pairing::Interleaved,
+        other => {
+            return Err(container.error(format!(
+                "has rope_pairing `{}`; write `half` (channel i with i + rope_dim/2) or `interleaved` (2i with 2i + 1)",
+                shown(other)
+            )));
+        }
+    };
+    let scaling = container.metadata.get("rope_scaling").map(String::as_str);
+    Rope::build(theta, dim, pairing, scaling).map_err(|reason| container.error(format!("has metadata that cannot be used: {reason}")))
+}
+
+fn check_rope(container: &Container, rope: &Rope, index: usize, shape: &LayerShape) -> Result<()> {
+    if rope.dim() > shape.dim {
+        return Err(container.tensor_error(
+            &name(index, "key"),
+            format!(
+                "has {} channels, and metadata `rope_dim` says {} of them rotate; write how many do",
+                shape.dim,
+                rope.dim()
+            ),
+        ));
+    }
+    match &rope.unsupported {
+        Some(what) if shape.reference_rows.is_none() => Err(container.error(format!(
+            "has {what}, so the queries of layer {index} cannot be rotated here (default, linear and llama3 scaling are known); a tensor `{}` [query_heads, rows, {}] with training queries after RoPE would do instead",
+            name(index, "reference_query"),
+            shape.dim
+        ))),
+        _ => Ok(()),
     }
 }

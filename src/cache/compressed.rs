@@ -1,10 +1,20 @@
 //! Compressed caches: what comes out (format `kv-compressed`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use half::{bf16, f16};
+
 use super::Dtype;
-use crate::error::Result;
+use super::container::Container;
+use super::output::{Output, check_writable};
+use crate::error::{Error, Result};
+
+/// Elements converted at once while writing.
+const CHUNK: usize = 1 << 16;
+
+/// A layer's tensors.
+const TENSORS: [&str; 4] = ["lengths", "bias", "key", "value"];
 
 /// One layer of a compressed cache: heads one after the other, each with its own length.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,21 +47,271 @@ pub struct Compressed {
 }
 
 impl Compressed {
-    /// Writes the file whole or not at all, always the same bytes for the same contents; returns their number.
+    /// Fails now as [`write`](Self::write) would for this path, so that a long run does not fail at its end.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File): not writable, disk full, or a number too large for the dtype.
-    pub fn write(&self, path: &Path) -> Result<u64> {
-        let _ = path;
-        unimplemented!()
+    /// [`Error::File`]: a folder that is missing or not writable, or a path that is no file.
+    pub fn check_writable(path: &Path) -> Result<()> {
+        check_writable(path)
     }
 
-    /// Reads a compressed cache and checks its shapes.
+    /// Writes the file whole or not at all, always the same bytes for the same contents; returns their number.
+    ///
+    /// Metadata `format` and `version` are set whatever [`metadata`](Self::metadata) says.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File), naming the tensor and what to do.
-    pub fn read(path: &Path) -> Result<Self> {
-        let _ = path;
-        unimplemented!()
+    /// [`Error::File`]: not writable, disk full, or a number that is not finite or too large for the dtype;
+    /// [`Error::Shape`] where a layer's arrays do not fit together.
+    pub fn write(&self, path: &Path) -> Result<u64> {
+        self.check()?;
+        let mut metadata = self.metadata.clone();
+        metadata.insert("format".to_owned(), "kv-compressed".to_owned());
+        metadata.insert("version".to_owned(), "1".to_owned());
+        let mut output = Output::create(path)?;
+        output.header(&metadata, &self.entries())?;
+        for layer in &self.layers {
+            for &length in &layer.lengths {
+                let length = i32::try_from(length).map_err(|_| layer.shape_error(format!("a length of {length} does not fit 32 bits")))?;
+                output.bytes(&length.to_le_bytes())?;
+            }
+            if let Some(bias) = &layer.bias {
+                layer.write(&mut output, path, "bias", bias, 1, Dtype::F32)?;
+            }
+        }
+        for layer in &self.layers {
+            layer.write(&mut output, path, "key", &layer.key, layer.dim, layer.dtype)?;
+            layer.write(&mut output, path, "value", &layer.value, layer.value_dim, layer.dtype)?;
+        }
+        output.finish()
     }
+
+    /// Name, dtype, shape and bytes of every tensor in the file's order: what has four bytes an element first, so
+    /// that everything is aligned.
+    fn entries(&self) -> Vec<(String, &'static str, Vec<usize>, usize)> {
+        let mut entries = Vec::new();
+        for layer in &self.layers {
+            let heads = layer.lengths.len();
+            entries.push((layer.name("lengths"), "I32", vec![heads], 4 * heads));
+            if let Some(bias) = &layer.bias {
+                entries.push((layer.name("bias"), "F32", vec![bias.len()], 4 * bias.len()));
+            }
+        }
+        for layer in &self.layers {
+            for (kind, data, channels) in [("key", &layer.key, layer.dim), ("value", &layer.value, layer.value_dim)] {
+                let shape = vec![data.len() / channels, channels];
+                entries.push((layer.name(kind), layer.dtype.name(), shape, data.len() * layer.dtype.bytes()));
+            }
+        }
+        entries
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.layers.is_empty() {
+            return Err(Error::shape("a compressed cache", "has no layers; it needs at least one"));
+        }
+        for pair in self.layers.windows(2) {
+            if pair[0].index >= pair[1].index {
+                return Err(pair[1].shape_error(format!("comes after layer {}; layers must ascend", pair[0].index)));
+            }
+        }
+        self.layers.iter().try_for_each(CompressedLayer::check)
+    }
+
+    /// Reads a compressed cache and checks its shapes and that every number is finite.
+    ///
+    /// # Errors
+    /// [`Error::File`], naming the tensor and what to do; [`Error::OutOfMemory`].
+    pub fn read(path: &Path) -> Result<Self> {
+        let container = Container::open(path)?;
+        container.check_format(
+            "kv-compressed",
+            (
+                "kv-capture",
+                "is a capture, not a compressed cache; `kvsculpt compress` makes one of it",
+            ),
+        )?;
+        let layers = layer_numbers(&container)?
+            .into_iter()
+            .map(|index| CompressedLayer::read(&container, index))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            layers,
+            metadata: container.metadata,
+        })
+    }
+}
+
+impl CompressedLayer {
+    fn name(&self, kind: &str) -> String {
+        format!("layers.{}.{kind}", self.index)
+    }
+
+    fn shape_error(&self, reason: String) -> Error {
+        Error::shape(format!("layer {}", self.index), reason)
+    }
+
+    fn check(&self) -> Result<()> {
+        let pairs: usize = self.lengths.iter().sum();
+        if pairs == 0 || self.dim == 0 || self.value_dim == 0 {
+            return Err(self.shape_error("stores no pairs; every layer needs some".to_owned()));
+        }
+        let bias = self.bias.as_ref().map_or(pairs, Vec::len);
+        if self.key.len() != pairs * self.dim || self.value.len() != pairs * self.value_dim || bias != pairs {
+            return Err(self.shape_error(format!(
+                "lengths sum to {pairs}, which does not fit {} key elements of {} channels, {} value elements of {} and {bias} biases",
+                self.key.len(),
+                self.dim,
+                self.value.len(),
+                self.value_dim
+            )));
+        }
+        Ok(())
+    }
+
+    /// Rounds to the nearest, ties to even, and streams to the file.
+    fn write(&self, output: &mut Output<'_>, path: &Path, kind: &str, data: &[f32], channels: usize, dtype: Dtype) -> Result<()> {
+        let mut bytes = Vec::with_capacity(CHUNK.min(data.len()) * dtype.bytes());
+        for (at, chunk) in data.chunks(CHUNK).enumerate() {
+            bytes.clear();
+            for (offset, &value) in chunk.iter().enumerate() {
+                let fits = match dtype {
+                    Dtype::F32 => {
+                        bytes.extend(value.to_le_bytes());
+                        value.is_finite()
+                    }
+                    Dtype::F16 => {
+                        let stored = f16::from_f32(value);
+                        bytes.extend(stored.to_le_bytes());
+                        stored.is_finite()
+                    }
+                    Dtype::Bf16 => {
+                        let stored = bf16::from_f32(value);
+                        bytes.extend(stored.to_le_bytes());
+                        stored.is_finite()
+                    }
+                };
+                if !fits {
+                    let place = self.place((at * CHUNK + offset) / channels, (at * CHUNK + offset) % channels);
+                    return Err(Error::file(path, self.unfit(kind, value, &place, dtype)));
+                }
+            }
+            output.bytes(&bytes)?;
+        }
+        Ok(())
+    }
+
+    fn unfit(&self, kind: &str, value: f32, place: &str, dtype: Dtype) -> String {
+        let name = self.name(kind);
+        if !value.is_finite() {
+            return format!("tensor `{name}` is not finite at {place} ({value}); nothing was written");
+        }
+        let wider = if dtype == Dtype::F16 {
+            "--dtype bf16 or --dtype f32"
+        } else {
+            "--dtype f32"
+        };
+        format!(
+            "tensor `{name}` holds {value:e} at {place}, too large for {}; use {wider} (nothing was written)",
+            dtype.name()
+        )
+    }
+
+    /// A row of the ragged arrays in words.
+    fn place(&self, row: usize, channel: usize) -> String {
+        let mut first = 0;
+        for (head, length) in self.lengths.iter().enumerate() {
+            if row < first + length {
+                return format!("head {head}, pair {}, channel {channel}", row - first);
+            }
+            first += length;
+        }
+        format!("row {row}, channel {channel}")
+    }
+
+    fn read(container: &Container, index: usize) -> Result<Self> {
+        let name = |kind: &str| format!("layers.{index}.{kind}");
+        let (key, value, bias) = (name("key"), name("value"), name("bias"));
+        let lengths = read_lengths(container, &name("lengths"))?;
+        let pairs = lengths.iter().try_fold(0_usize, |sum, &length| sum.checked_add(length));
+        let [rows, dim] = container.shape(&key, ["pairs", "dim"])?;
+        let [value_rows, value_dim] = container.shape(&value, ["pairs", "value_dim"])?;
+        container.check_channels(&key, dim)?;
+        container.check_channels(&value, value_dim)?;
+        for (tensor, found) in [(&key, rows), (&value, value_rows)] {
+            check_rows(container, tensor, found, pairs)?;
+        }
+        let dtype = container.dtype(&key)?;
+        if container.dtype(&value)? != dtype {
+            return Err(container.tensor_error(&value, format!("is not stored as `{key}` is; store both alike")));
+        }
+        let mut layer = Self {
+            index,
+            dim,
+            value_dim,
+            lengths,
+            key: Vec::new(),
+            value: Vec::new(),
+            bias: None,
+            dtype,
+        };
+        layer.key = container.floats(&key, |element| layer.place(element / dim, element % dim))?;
+        layer.value = container.floats(&value, |element| layer.place(element / value_dim, element % value_dim))?;
+        if container.tensors.contains_key(&bias) {
+            let [found] = container.shape(&bias, ["pairs"])?;
+            check_rows(container, &bias, found, pairs)?;
+            layer.bias = Some(container.floats(&bias, |element| layer.place(element, 0))?);
+        }
+        Ok(layer)
+    }
+}
+
+fn read_lengths(container: &Container, name: &str) -> Result<Vec<usize>> {
+    container.shape(name, ["kv_heads"])?;
+    container
+        .integers(name)?
+        .into_iter()
+        .enumerate()
+        .map(|(head, length)| {
+            usize::try_from(length)
+                .map_err(|_| container.tensor_error(name, format!("has {length} pairs for head {head}; a length cannot be negative")))
+        })
+        .collect()
+}
+
+fn check_rows(container: &Container, tensor: &str, found: usize, pairs: Option<usize>) -> Result<()> {
+    if pairs == Some(found) {
+        return Ok(());
+    }
+    let sum = pairs.map_or("more than can be counted".to_owned(), |pairs| pairs.to_string());
+    Err(container.tensor_error(
+        tensor,
+        format!("has {found} pairs and the layer's `lengths` sum to {sum}; write the file again"),
+    ))
+}
+
+/// The layers that any tensor names, every name checked.
+fn layer_numbers(container: &Container) -> Result<BTreeSet<usize>> {
+    let mut layers = BTreeSet::new();
+    for found in container.tensors.keys() {
+        let layer = found
+            .strip_prefix("layers.")
+            .and_then(|rest| rest.split_once('.'))
+            .and_then(|(number, kind)| {
+                let layer: usize = number.parse().ok()?;
+                (TENSORS.contains(&kind) && format!("layers.{layer}.{kind}") == *found).then_some(layer)
+            });
+        layers.insert(layer.ok_or_else(|| {
+            container.tensor_error(
+                found,
+                format!(
+                    "is not known here; a layer's tensors are `layers.0.` and one of {}",
+                    TENSORS.join(", ")
+                ),
+            )
+        })?);
+    }
+    if layers.is_empty() {
+        return Err(container.error("holds no layers; write the file again"));
+    }
+    Ok(layers)
 }

@@ -1,11 +1,19 @@
 //! What comes in and what goes out: captures, compressed caches.
+//!
+//! Both are safetensors files. Reading distrusts them: sizes are checked before anything is allocated, and every
+//! refusal names the file, the tensor and what to do.
 
 mod capture;
 mod compressed;
+mod container;
+mod layout;
+mod output;
 mod rope;
+mod source;
 
 pub use capture::{Capture, Layer, Queries};
 pub use compressed::{Compressed, CompressedLayer};
+pub use layout::LayerShape;
 pub use rope::{Pairing, Rope};
 
 use serde::{Deserialize, Serialize};
@@ -20,4 +28,24 @@ pub enum Dtype {
     F16,
     /// The upper half of a single.
     Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The container's name for it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+        }
+    }
 }

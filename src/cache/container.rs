@@ -1,0 +1,412 @@
+//! The safetensors container, read with distrust: nothing is allocated or followed before it is checked.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::Dtype as Stored;
+use safetensors::tensor::TensorInfo;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use sha2::{Digest, Sha256};
+
+use super::Dtype;
+use super::source::Source;
+use crate::error::{Error, Result};
+
+/// The largest header accepted, in bytes; the same bound other readers of the format use.
+const LARGEST_HEADER: u64 = 100_000_000;
+
+/// One tensor of the header, its place checked.
+#[derive(Debug)]
+pub(super) struct Tensor {
+    pub(super) stored: Stored,
+    pub(super) shape: Vec<usize>,
+    /// From the beginning of the file.
+    start: u64,
+    bytes: u64,
+}
+
+/// An open container: header checked, tensors still in the file.
+pub(super) struct Container {
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) tensors: BTreeMap<String, Tensor>,
+    source: Source,
+}
+
+impl fmt::Debug for Container {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Container")
+            .field("path", &self.source.path)
+            .field("length", &self.source.length)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A name or value from a file as it may be shown: escaped, and cut where it is long.
+pub(super) fn shown(text: &str) -> String {
+    let text: String = text.chars().take(81).flat_map(char::escape_debug).collect();
+    cut(&text, 80)
+}
+
+fn cut(text: &str, limit: usize) -> String {
+    let mut short: String = text.chars().take(limit).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+impl Container {
+    /// Opens a file and checks its header.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        Self::new(Source::open(path)?)
+    }
+
+    /// The same for bytes in memory; `path` is only a name for error messages.
+    pub(super) fn from_bytes(path: PathBuf, bytes: Cow<'static, [u8]>) -> Result<Self> {
+        Self::new(Source::from_bytes(path, bytes))
+    }
+
+    fn new(source: Source) -> Result<Self> {
+        let mut container = Self {
+            metadata: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+            source,
+        };
+        let (header, data) = container.header()?;
+        container.parse(&header, data)?;
+        container.check_coverage(data)?;
+        Ok(container)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.source.path
+    }
+
+    /// An error about the file as a whole.
+    pub(super) fn error(&self, reason: impl Into<String>) -> Error {
+        Error::file(self.path(), reason)
+    }
+
+    /// An error about one tensor.
+    pub(super) fn tensor_error(&self, name: &str, reason: impl fmt::Display) -> Error {
+        self.error(format!("tensor `{}` {reason}", shown(name)))
+    }
+
+    /// The header's text, and where the data begin.
+    fn header(&self) -> Result<(Vec<u8>, u64)> {
+        let length = self.source.length;
+        if length == 0 {
+            return Err(self.error("is empty; write it again"));
+        }
+        if length < 8 {
+            return Err(self.error(format!(
+                "has {length} bytes, too few for a safetensors file; check that it is the right file, or write it again"
+            )));
+        }
+        let mut announced = [0; 8];
+        self.source.read_at(0, &mut announced)?;
+        let announced = u64::from_le_bytes(announced);
+        if announced > length - 8 {
+            return Err(self.error(format!(
+                "is no safetensors file, or is cut short: its first 8 bytes announce a header of {announced} bytes, and {} follow; check that it is the right file, or write it again",
+                length - 8
+            )));
+        }
+        if announced > LARGEST_HEADER {
+            return Err(self.error(format!(
+                "has a header of {announced} bytes, and {LARGEST_HEADER} is the most that is read; check that it is the right file"
+            )));
+        }
+        let size = usize::try_from(announced)
+            .map_err(|_| self.error("has a header larger than this machine can address; check that it is the right file"))?;
+        let mut header = vec![0; size];
+        self.source.read_at(8, &mut header)?;
+        Ok((header, 8 + announced))
+    }
+
+    fn parse(&mut self, header: &[u8], data: u64) -> Result<()> {
+        let text = std::str::from_utf8(header).map_err(|error| {
+            self.error(format!(
+                "is no safetensors file: its header is not UTF-8 text at byte {}; check that it is the right file, or write it again",
+                8 + error.valid_up_to()
+            ))
+        })?;
+        let header: Header = serde_json::from_str(text).map_err(|error| {
+            self.error(format!(
+                "has a header that cannot be read ({}); check that it is a safetensors file, or write it again",
+                cut(&error.to_string(), 400)
+            ))
+        })?;
+        for (name, info) in header.tensors {
+            let tensor = self.tensor_from(&name, info, data)?;
+            if self.tensors.insert(name.clone(), tensor).is_some() {
+                return Err(self.tensor_error(&name, "is there twice; write the file again"));
+            }
+        }
+        self.metadata = header.metadata;
+        Ok(())
+    }
+
+    /// Checks one entry: its bytes lie in the file and are as many as its shape needs.
+    fn tensor_from(&self, name: &str, info: TensorInfo, data: u64) -> Result<Tensor> {
+        let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+        let available = self.source.length - data;
+        if begin > end {
+            return Err(self.tensor_error(
+                name,
+                format!("ends before it begins (data_offsets {begin}, {end}); write the file again"),
+            ));
+        }
+        if end > available {
+            return Err(self.tensor_error(
+                name,
+                format!(
+                    "reaches byte {end} of the data, and the file holds {available}: it is cut short or damaged; copy or write it again"
+                ),
+            ));
+        }
+        let bits = info
+            .shape
+            .iter()
+            .try_fold(1_u64, |product, &extent| product.checked_mul(extent as u64))
+            .and_then(|elements| elements.checked_mul(info.dtype.bitsize() as u64));
+        if bits.is_none_or(|bits| bits % 8 != 0 || bits / 8 != end - begin) {
+            return Err(self.tensor_error(
+                name,
+                format!(
+                    "has {} bytes, which do not fit its shape {:?} of {}; write the file again",
+                    end - begin,
+                    info.shape,
+                    info.dtype
+                ),
+            ));
+        }
+        Ok(Tensor {
+            stored: info.dtype,
+            shape: info.shape,
+            start: data + begin,
+            bytes: end - begin,
+        })
+    }
+
+    /// The format demands that tensors cover the data once: no overlap, no hole.
+    fn check_coverage(&self, data: u64) -> Result<()> {
+        let mut order: Vec<(&String, &Tensor)> = self.tensors.iter().collect();
+        order.sort_by_key(|(_, tensor)| (tensor.start, tensor.bytes));
+        let mut reached = data;
+        let mut before = "";
+        for (name, tensor) in order {
+            if tensor.start < reached {
+                return Err(self.tensor_error(name, format!("overlaps tensor `{}`; write the file again", shown(before))));
+            }
+            if tensor.start > reached {
+                let hole = tensor.start - reached;
+                return Err(self.tensor_error(
+                    name,
+                    format!("has {hole} bytes before it that belong to no tensor; write the file again"),
+                ));
+            }
+            reached = tensor.start + tensor.bytes;
+            before = name;
+        }
+        if reached != self.source.length {
+            return Err(self.error(format!(
+                "has {} bytes after its last tensor that belong to none; write it again",
+                self.source.length - reached
+            )));
+        }
+        Ok(())
+    }
+
+    /// Passes a tensor's bytes to `take`, a chunk at a time.
+    fn stream_tensor(&self, name: &str, tensor: &Tensor, take: impl FnMut(&[u8])) -> Result<()> {
+        self.source.stream(tensor.start, tensor.bytes, take).map_err(|error| match error {
+            Error::File { reason, .. } => self.error(format!("tensor `{name}`: the file {reason}")),
+            other => other,
+        })
+    }
+
+    /// A tensor's elements as f32, every one finite; `place` puts an element's index into words.
+    pub(super) fn floats(&self, name: &str, place: impl Fn(usize) -> String) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name)?;
+        let dtype = self.dtype(name)?;
+        let mut values = self.room(name, tensor)?;
+        self.stream_tensor(name, tensor, |bytes| match dtype {
+            Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|&element| f32::from_le_bytes(element))),
+            Dtype::F16 => values.extend(bytes.as_chunks().0.iter().map(|&element| f16::from_le_bytes(element).to_f32())),
+            Dtype::Bf16 => values.extend(bytes.as_chunks().0.iter().map(|&element| bf16::from_le_bytes(element).to_f32())),
+        })?;
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            let what = if values[index].is_nan() { "NaN" } else { "an infinity" };
+            return Err(self.tensor_error(
+                name,
+                format!(
+                    "holds {what} at {}; look for an overflow in what wrote the file (bf16 or f32 reach further than f16)",
+                    place(index)
+                ),
+            ));
+        }
+        Ok(values)
+    }
+
+    /// A tensor of i32.
+    pub(super) fn integers(&self, name: &str) -> Result<Vec<i32>> {
+        let tensor = self.tensor(name)?;
+        if tensor.stored != Stored::I32 {
+            return Err(self.tensor_error(name, format!("is stored as {}; store it as I32", tensor.stored)));
+        }
+        let mut values = self.room(name, tensor)?;
+        self.stream_tensor(name, tensor, |bytes| {
+            values.extend(bytes.as_chunks().0.iter().map(|&element| i32::from_le_bytes(element)))
+        })?;
+        Ok(values)
+    }
+
+    /// Room for a tensor's elements at four bytes each; too little memory is an error, not an abort.
+    fn room<T>(&self, name: &str, tensor: &Tensor) -> Result<Vec<T>> {
+        let elements = tensor.shape.iter().product();
+        let mut values = Vec::new();
+        values.try_reserve_exact(elements).map_err(|_| Error::OutOfMemory {
+            label: name.to_owned(),
+            bytes: elements as u64 * 4,
+            available: 0,
+        })?;
+        Ok(values)
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| self.tensor_error(name, "is missing; write the file again with it"))
+    }
+
+    /// How a tensor of floats is stored.
+    pub(super) fn dtype(&self, name: &str) -> Result<Dtype> {
+        match self.tensor(name)?.stored {
+            Stored::F32 => Ok(Dtype::F32),
+            Stored::F16 => Ok(Dtype::F16),
+            Stored::BF16 => Ok(Dtype::Bf16),
+            other => Err(self.tensor_error(name, format!("is stored as {other}; store it as F32, F16 or BF16"))),
+        }
+    }
+
+    /// A tensor's shape, its rank and non-zero extents checked; `axes` names them.
+    pub(super) fn shape<const RANK: usize>(&self, name: &str, axes: [&str; RANK]) -> Result<[usize; RANK]> {
+        let tensor = self.tensor(name)?;
+        let axes = axes.join(", ");
+        let shape: [usize; RANK] = tensor.shape.as_slice().try_into().map_err(|_| {
+            self.tensor_error(
+                name,
+                format!(
+                    "has {} axes, shape {:?}; it must be [{axes}], so reshape it",
+                    tensor.shape.len(),
+                    tensor.shape
+                ),
+            )
+        })?;
+        if shape.contains(&0) {
+            return Err(self.tensor_error(
+                name,
+                format!("has no elements, shape {shape:?}; write at least one along each of [{axes}], or leave it out"),
+            ));
+        }
+        Ok(shape)
+    }
+
+    /// A channel count every kernel can take.
+    pub(super) fn check_channels(&self, name: &str, channels: usize) -> Result<()> {
+        if channels.is_multiple_of(4) && (4..=256).contains(&channels) {
+            return Ok(());
+        }
+        Err(self.tensor_error(
+            name,
+            format!("has {channels} channels a head; the kernels take multiples of 4 from 4 to 256, so pad keys and queries (or values) with zeros up to one"),
+        ))
+    }
+
+    /// A metadata text, which must be there.
+    pub(super) fn text(&self, key: &str) -> Result<&str> {
+        self.metadata.get(key).map(String::as_str).ok_or_else(|| {
+            self.error(format!(
+                "has no metadata `{key}`; write it into the file's `__metadata__` as a string"
+            ))
+        })
+    }
+
+    /// Checks `format` and `version`; `other` is the format of our other kind of file and what to say of it.
+    pub(super) fn check_format(&self, format: &str, other: (&str, &str)) -> Result<()> {
+        let Some(found) = self.metadata.get("format") else {
+            return Err(self.error(format!("has no metadata `format`; a file of this kind says `{format}` there")));
+        };
+        if found == other.0 {
+            return Err(self.error(other.1));
+        }
+        if found != format {
+            return Err(self.error(format!(
+                "has format `{}`, and `{format}` is needed; check that it is the right file",
+                shown(found)
+            )));
+        }
+        let version = self.text("version")?;
+        if version != "1" {
+            return Err(self.error(format!(
+                "has version {}, which is not known to this release: it reads 1; use a newer release or write the file as version 1",
+                shown(version)
+            )));
+        }
+        Ok(())
+    }
+
+    /// SHA-256 of the whole file, in hexadecimal.
+    pub(super) fn digest(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        self.source.stream(0, self.source.length, |bytes| hash.update(bytes))?;
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+/// The header's JSON object, duplicates kept so that they can be refused. Read without a tree of values between,
+/// which would take many times the header's own bytes.
+#[derive(Default)]
+struct Header {
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<(String, TensorInfo)>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of tensors by name")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+        let mut header = Header::default();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                header.metadata = map
+                    .next_value()
+                    .map_err(|error| A::Error::custom(format!("metadata must be strings by name: {}", shown(&error.to_string()))))?;
+            } else {
+                let info = map
+                    .next_value()
+                    .map_err(|error| A::Error::custom(format!("tensor `{}`: {}", shown(&name), shown(&error.to_string()))))?;
+                header.tensors.push((name, info));
+            }
+        }
+        Ok(header)
+    }
+}

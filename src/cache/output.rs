@@ -1,0 +1,140 @@
+//! A file that appears whole or not at all, and the safetensors container written into it.
+//!
+//! Our own writer, because the same contents must give the same bytes and the format's usual writer keeps its
+//! metadata in a map of random order.
+
+use std::collections::BTreeMap;
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// A temporary file beside its destination; dropped before [`finish`](Self::finish), it leaves nothing behind.
+pub(super) struct Output<'a> {
+    path: &'a Path,
+    file: BufWriter<NamedTempFile>,
+    written: u64,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn create(path: &'a Path) -> Result<Self> {
+        Ok(Self {
+            path,
+            file: BufWriter::new(temporary(path)?),
+            written: 0,
+        })
+    }
+
+    /// Length, metadata in their order, tensors in theirs; blanks up to a multiple of 8 bytes, so that the data are aligned.
+    pub(super) fn header(&mut self, metadata: &BTreeMap<String, String>, tensors: &[(String, &str, Vec<usize>, usize)]) -> Result<()> {
+        let texts =
+            serde_json::to_string(metadata).map_err(|error| Error::file(self.path, format!("its metadata cannot be written: {error}")))?;
+        let mut header = format!("{{\"__metadata__\":{texts}");
+        let mut begin = 0;
+        for (name, dtype, shape, bytes) in tensors {
+            let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+            let end = begin + bytes;
+            header.push_str(&format!(
+                ",\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":[{}],\"data_offsets\":[{begin},{end}]}}",
+                shape.join(",")
+            ));
+            begin = end;
+        }
+        header.push('}');
+        while header.len() % 8 != 0 {
+            header.push(' ');
+        }
+        self.bytes(&(header.len() as u64).to_le_bytes())?;
+        self.bytes(header.as_bytes())
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|error| unwritable(self.path, &error))?;
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Brings the file to the disk and then to its name; returns its bytes.
+    pub(super) fn finish(self) -> Result<u64> {
+        let file = self.file.into_inner().map_err(|error| unwritable(self.path, error.error()))?;
+        file.as_file().sync_all().map_err(|error| unwritable(self.path, &error))?;
+        file.persist(self.path).map_err(|error| unwritable(self.path, &error.error))?;
+        Ok(self.written)
+    }
+}
+
+/// Fails as [`Output::create`] would, and leaves nothing behind.
+pub(super) fn check_writable(path: &Path) -> Result<()> {
+    temporary(path).map(drop)
+}
+
+/// Checks the destination and makes the temporary file, in the same folder so that renaming cannot fail for being
+/// on another disk.
+fn temporary(path: &Path) -> Result<NamedTempFile> {
+    if path.file_name().is_none() {
+        return Err(Error::file(path, "is no file name; give the file to write"));
+    }
+    match std::fs::metadata(path) {
+        Ok(about) if about.is_dir() => return Err(Error::file(path, "is a folder; give the file to write in it")),
+        // Renaming over a device or a pipe would take its place instead of writing to it.
+        Ok(about) if !about.is_file() => {
+            return Err(Error::file(
+                path,
+                "is not a regular file and cannot be replaced; choose another path",
+            ));
+        }
+        Ok(about) if about.permissions().readonly() => {
+            return Err(Error::file(
+                path,
+                "is there already and read-only; choose another path or allow writing",
+            ));
+        }
+        _ => {}
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    match std::fs::metadata(folder) {
+        Ok(about) if about.is_dir() => {}
+        Ok(_) => {
+            return Err(Error::file(
+                path,
+                format!("cannot be written: {} is not a folder; choose another path", folder.display()),
+            ));
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(Error::file(
+                path,
+                format!(
+                    "cannot be written: there is no folder {}; make it first or choose another path",
+                    folder.display()
+                ),
+            ));
+        }
+        Err(error) => return Err(unwritable(path, &error)),
+    }
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".kvsculpt-").suffix(".partial");
+    // As an ordinary new file would be, minus the user's mask; temporary files are private by default.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(|error| unwritable(path, &error))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    Error::file(
+        path,
+        match error.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                "cannot be written: its folder does not allow it; choose another path or change the folder's permissions".to_owned()
+            }
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                "cannot be written: the disk is full; make room or choose another path (nothing was left behind)".to_owned()
+            }
+            _ => format!("cannot be written: {error}; choose another path"),
+        },
+    )
+}

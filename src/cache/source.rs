@@ -1,0 +1,113 @@
+//! Bytes in a file or in memory, read in parts.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// Bytes read at once; a multiple of every element size.
+const CHUNK: usize = 1 << 20;
+
+/// Bytes in a file or in memory.
+pub(super) struct Source {
+    /// The file, or the name that stands for it in errors.
+    pub(super) path: PathBuf,
+    /// All its bytes, as they were counted when it was opened.
+    pub(super) length: u64,
+    place: Place,
+}
+
+enum Place {
+    /// One handle for the source's whole life, so that a file put in its stead meanwhile is not mixed in.
+    File(Mutex<File>),
+    Memory(Cow<'static, [u8]>),
+}
+
+impl Source {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let about = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
+        if about.is_dir() {
+            return Err(Error::file(path, "is a folder; give the path of a safetensors file"));
+        }
+        if !about.is_file() {
+            return Err(Error::file(
+                path,
+                "is not a regular file, and only such can be read in parts; save it to a file first",
+            ));
+        }
+        let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            length: about.len(),
+            place: Place::File(Mutex::new(file)),
+        })
+    }
+
+    pub(super) fn from_bytes(path: PathBuf, bytes: Cow<'static, [u8]>) -> Self {
+        Self {
+            path,
+            length: bytes.len() as u64,
+            place: Place::Memory(bytes),
+        }
+    }
+
+    /// Fills `bytes` from a place in the file.
+    pub(super) fn read_at(&self, start: u64, bytes: &mut [u8]) -> Result<()> {
+        match &self.place {
+            Place::File(file) => {
+                // A reader that panicked leaves only the cursor behind, and every read sets that first.
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(start))
+                    .and_then(|_| file.read_exact(bytes))
+                    .map_err(|error| self.error(start, &error))
+            }
+            Place::Memory(memory) => {
+                let part = usize::try_from(start)
+                    .ok()
+                    .and_then(|start| memory.get(start..start.checked_add(bytes.len())?))
+                    .ok_or_else(|| self.error(start, &ErrorKind::UnexpectedEof.into()))?;
+                bytes.copy_from_slice(part);
+                Ok(())
+            }
+        }
+    }
+
+    /// Passes a part of the file to `take`, a chunk at a time.
+    pub(super) fn stream(&self, start: u64, bytes: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
+        let mut buffer = vec![0; usize::try_from(bytes).map_or(CHUNK, |bytes| bytes.min(CHUNK))];
+        let end = start + bytes;
+        let mut at = start;
+        while at < end {
+            let size = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
+            self.read_at(at, &mut buffer[..size])?;
+            take(&buffer[..size]);
+            at += size as u64;
+        }
+        Ok(())
+    }
+
+    fn error(&self, start: u64, error: &std::io::Error) -> Error {
+        Error::file(
+            &self.path,
+            if error.kind() == ErrorKind::UnexpectedEof {
+                format!("ends within the bytes from {start} on: it was cut short after it was opened; copy or write it again")
+            } else {
+                format!("cannot be read at byte {start}: {error}; check the disk or copy the file again")
+            },
+        )
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::file(
+        path,
+        match error.kind() {
+            ErrorKind::NotFound => "there is no such file; check the path".to_owned(),
+            ErrorKind::PermissionDenied => "may not be read; check its permissions".to_owned(),
+            _ => format!("cannot be opened: {error}; check the path"),
+        },
+    )
+}
