@@ -4,4 +4,5 @@ mod schedule;
 mod workspace;
 
 pub use schedule::{Budget, schedule};
+pub(crate) use workspace::layout;
 pub use workspace::{Shape, Workspace};

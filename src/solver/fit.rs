@@ -9,7 +9,7 @@ use super::rowset::{FullCache, Kind, RowSet};
 use super::seed::{attended, drawn};
 use super::values::{ValueSolve, length};
 use super::{Errors, Judged, Outcome, Stop, Timings};
-use crate::batch::{Shape, Workspace, layout};
+use crate::batch::{Shape, Workspace};
 use crate::engine::{Dims, Engine, Head, SCALARS, scalar};
 use crate::error::{Error, Result};
 use crate::options::{Anchor, Method, Options, Strength};
