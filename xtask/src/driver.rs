@@ -123,8 +123,11 @@ pub(crate) fn prepare(workspace: &Workspace) -> Result<()> {
         Driver::SystemLavapipe(manifest) => println!("VK_DRIVER_FILES={} cargo run --release -- devices", manifest.display()),
         Driver::Lavapipe(lavapipe) => {
             let run = lavapipe.runner();
-            let run = run.strip_prefix(&workspace.root).unwrap_or(&run).display();
-            println!("{run} target/release/kvsculpt devices\n{CARGO_RUNNER}=$PWD/{run} cargo test");
+            println!(
+                "{} target/release/kvsculpt devices",
+                run.strip_prefix(&workspace.root).unwrap_or(&run).display()
+            );
+            println!("{CARGO_RUNNER}={} cargo test", run.display());
         }
         Driver::Runner(runner) => println!("{} target/release/kvsculpt devices", runner.display()),
     }

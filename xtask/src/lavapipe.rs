@@ -76,8 +76,11 @@ pub(crate) fn bring(target: &Path) -> Result<Lavapipe> {
     Lavapipe::open(folder)
 }
 
-/// One rename makes a complete folder appear; where another run was first, its folder serves.
+/// One rename makes a complete folder appear; where another run was first, its folder serves. A folder with no runner is nobody's work.
 fn put_in_place(partial: &Path, folder: &Path) -> Result<()> {
+    if folder.exists() && !folder.join("run").exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
     match fs::rename(partial.join("root"), folder) {
         Err(_) if folder.join("run").exists() => Ok(()),
         other => other.with_context(|| format!("cannot create {}", folder.display())),
@@ -295,6 +298,25 @@ mod tests {
             written,
             r#"{"ICD": {"api_version": "1.4", "library_path": "usr/lib/x86_64-linux-gnu/libvulkan_lvp.so"}}"#
         );
+    }
+
+    #[test]
+    fn a_complete_folder_replaces_half_a_one_but_not_another_complete_one() {
+        let target = scratch("place");
+        let (partial, folder) = (target.join("partial"), target.join("lavapipe"));
+        let fill = |folder: &Path, content: &str| {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join("run"), content).unwrap();
+        };
+        fs::create_dir_all(folder.join("usr")).unwrap();
+        fill(&partial.join("root"), "first");
+        put_in_place(&partial, &folder).unwrap();
+        fill(&partial.join("root"), "second");
+        put_in_place(&partial, &folder).unwrap();
+        let kept = fs::read_to_string(folder.join("run")).unwrap();
+        let half_left = folder.join("usr").exists();
+        fs::remove_dir_all(&target).unwrap();
+        assert_eq!((kept.as_str(), half_left), ("first", false));
     }
 
     #[cfg(target_os = "linux")]

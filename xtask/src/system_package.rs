@@ -1,7 +1,7 @@
 //! The distribution's own software Vulkan driver: older and slower, but it serves.
 
 use crate::workspace::quiet_output;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use std::fs;
 use std::process::Command;
 
@@ -62,8 +62,10 @@ pub(crate) fn install() -> Result<()> {
         .args(["-qq", "install", "-y", "--no-install-recommends"])
         .args(PACKAGES)
         .env("DEBIAN_FRONTEND", "noninteractive");
-    quiet_output(&mut command).with_context(|| advice(identity().as_ref()))?;
-    Ok(())
+    match quiet_output(&mut command) {
+        Ok(_) => Ok(()),
+        Err(reason) => bail!("{} ({reason:#})", advice(identity().as_ref())),
+    }
 }
 
 fn advice(identity: Option<&Identity>) -> String {

@@ -55,7 +55,7 @@ pub(crate) fn expect_success(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command that cannot ask questions; its standard output. Fails with the last line it wrote to standard error.
+/// Runs a command that cannot ask questions; its standard output. Fails with the line of its complaints that says most.
 pub(crate) fn quiet_output(command: &mut Command) -> Result<String> {
     let line = shown(command);
     let output = command
@@ -75,6 +75,13 @@ pub(crate) fn quiet_output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// apt names the cause first and a summary last; other programs end with the cause.
+fn telling_line(errors: &str) -> &str {
+    let filled = || errors.lines().map(str::trim).filter(|line| !line.is_empty());
+    let cause = filled().find(|line| line.starts_with("E:") || line.starts_with("W: Failed to fetch"));
+    cause.or_else(|| filled().last()).unwrap_or("it gave no reason")
+}
+
 /// Program name and arguments, less the options (`-o…`) nobody wants to read.
 fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_stem().unwrap_or_default().to_string_lossy();
@@ -83,4 +90,17 @@ fn shown(command: &Command) -> String {
         .map(|argument| argument.to_string_lossy())
         .filter(|argument| !argument.starts_with("-o"));
     std::iter::once(program).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::telling_line;
+
+    #[test]
+    fn the_cause_is_quoted_rather_than_the_summary() {
+        let apt = "note\nW: Failed to fetch http://one.example/debian  Could not resolve\nE: Some index files failed to download.\n";
+        assert_eq!(telling_line(apt), "W: Failed to fetch http://one.example/debian  Could not resolve");
+        assert_eq!(telling_line("opening\nno such file\n\n"), "no such file");
+        assert_eq!(telling_line("\n"), "it gave no reason");
+    }
 }
