@@ -87,12 +87,12 @@ fn put_in_place(partial: &Path, folder: &Path) -> Result<()> {
     }
 }
 
-/// Deletes what runs left behind that were killed half way; a running one still has its process.
+/// Deletes what runs left behind that were killed half way; one still running has its process. Ours has not begun: its number is a reused one.
 fn remove_abandoned(target: &Path) {
     for entry in fs::read_dir(target).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(process) = name.strip_prefix(PARTIAL) else { continue };
-        if !Path::new("/proc").join(process).exists() {
+        if process == std::process::id().to_string() || !Path::new("/proc").join(process).exists() {
             // Only space is lost if this fails; nothing reads the folder.
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -323,16 +323,17 @@ mod tests {
     #[test]
     fn only_abandoned_folders_are_removed() {
         let target = scratch("abandoned");
-        let ours = target.join(format!("{PARTIAL}{}", std::process::id()));
+        let running = target.join(format!("{PARTIAL}1"));
+        let reused = target.join(format!("{PARTIAL}{}", std::process::id()));
         let abandoned = target.join(format!("{PARTIAL}4294967295"));
         let other = target.join("lavapipe");
-        for folder in [&ours, &abandoned, &other] {
+        for folder in [&running, &reused, &abandoned, &other] {
             fs::create_dir_all(folder.join("root")).unwrap();
         }
         remove_abandoned(&target);
-        let left = [&ours, &abandoned, &other].map(|folder| folder.exists());
+        let left = [&running, &reused, &abandoned, &other].map(|folder| folder.exists());
         fs::remove_dir_all(&target).unwrap();
-        assert_eq!(left, [true, false, true]);
+        assert_eq!(left, [true, false, false, true]);
     }
 
     fn scratch(name: &str) -> PathBuf {

@@ -64,13 +64,7 @@ pub(crate) fn quiet_output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("cannot start `{line}`"))?;
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr);
-        let last = errors
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or("it gave no reason")
-            .trim();
-        bail!("`{line}` failed: {last}");
+        bail!("`{line}` failed: {}", telling_line(&errors));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -79,7 +73,7 @@ pub(crate) fn quiet_output(command: &mut Command) -> Result<String> {
 fn telling_line(errors: &str) -> &str {
     let filled = || errors.lines().map(str::trim).filter(|line| !line.is_empty());
     let cause = filled().find(|line| line.starts_with("E:") || line.starts_with("W: Failed to fetch"));
-    cause.or_else(|| filled().last()).unwrap_or("it gave no reason")
+    cause.or_else(|| filled().next_back()).unwrap_or("it gave no reason")
 }
 
 /// Program name and arguments, less the options (`-o…`) nobody wants to read.
