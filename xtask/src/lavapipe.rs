@@ -57,12 +57,12 @@ pub(crate) fn bring(target: &Path) -> Result<Lavapipe> {
         cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")),
         "Debian's packages are fetched for x86-64 Linux only"
     );
+    remove_abandoned(target);
     let folder = target.join("lavapipe");
     if folder.join("run").exists() {
         return Lavapipe::open(folder);
     }
     let source = Source::of_this_system()?;
-    remove_abandoned(target);
     let partial = target.join(format!("{PARTIAL}{}", std::process::id()));
     eprintln!(
         "xtask: no GPU driver; fetching Mesa's software driver into {} (about 60 MB, once)",
