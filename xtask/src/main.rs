@@ -1,2 +1,111 @@
-//! x
-fn main() {}
+//! Project chores, started as `cargo xtask CHORE`; see [`USAGE`].
+
+mod adapter;
+mod driver;
+mod lavapipe;
+mod lint;
+mod system_package;
+mod test;
+mod workspace;
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+use workspace::Workspace;
+
+const USAGE: &str = "\
+Usage: cargo xtask CHORE
+
+  test [-- ARGUMENTS]  find a Vulkan, Metal or DX12 driver, bring a software one where there is none, run every test;
+                       ARGUMENTS go to cargo test:  cargo xtask test -- --lib -- --nocapture
+  driver               only bring the driver and say how to start a program on it
+  lint                 rustfmt, clippy and rustdoc, warnings being errors
+  help                 this text
+
+KVSCULPT_DRIVER=system    use what the machine has, ask no questions
+KVSCULPT_DRIVER=lavapipe  use the software driver even where there is a GPU
+";
+
+#[derive(Debug, PartialEq, Eq)]
+enum Chore {
+    Test(Vec<String>),
+    Driver,
+    Lint,
+    Help,
+}
+
+/// The chore the command line asks for; fails on an unknown chore and on arguments nobody would read.
+fn parse(arguments: &[String]) -> Result<Chore> {
+    let Some((name, rest)) = arguments.split_first() else {
+        return Ok(Chore::Help);
+    };
+    let chore = match name.as_str() {
+        "test" => {
+            return match rest.split_first() {
+                None => Ok(Chore::Test(Vec::new())),
+                Some((separator, passed_on)) if separator == "--" => Ok(Chore::Test(passed_on.to_vec())),
+                Some((stray, _)) => bail!("`{stray}`: arguments for cargo test go after `--`, as in `cargo xtask test -- {stray}`"),
+            };
+        }
+        "driver" => Chore::Driver,
+        "lint" => Chore::Lint,
+        "help" | "--help" | "-h" => Chore::Help,
+        _ => bail!("no chore is called `{name}`\n\n{USAGE}"),
+    };
+    match rest.first() {
+        Some(stray) => bail!("`cargo xtask {name}` takes no arguments, got `{stray}`"),
+        None => Ok(chore),
+    }
+}
+
+fn perform(chore: Chore) -> Result<()> {
+    match chore {
+        Chore::Test(passed_on) => test::run(&Workspace::find()?, &passed_on),
+        Chore::Driver => driver::prepare(&Workspace::find()?),
+        Chore::Lint => lint::run(&Workspace::find()?),
+        Chore::Help => {
+            print!("{USAGE}");
+            Ok(())
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match parse(&arguments).and_then(perform) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Chore> {
+        parse(&line.split_whitespace().map(String::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn arguments_after_the_separator_reach_cargo_test_untouched() {
+        let passed_on = ["--test", "kernels", "--", "--nocapture"].map(String::from).to_vec();
+        assert_eq!(parsed("test -- --test kernels -- --nocapture").unwrap(), Chore::Test(passed_on));
+        assert_eq!(parsed("test --").unwrap(), Chore::Test(Vec::new()));
+        assert_eq!(parsed("test").unwrap(), Chore::Test(Vec::new()));
+    }
+
+    #[test]
+    fn stray_arguments_are_refused_with_the_way_out() {
+        assert!(parsed("test --lib").unwrap_err().to_string().contains("cargo xtask test -- --lib"));
+        assert!(parsed("lint now").unwrap_err().to_string().contains("`now`"));
+        assert!(parsed("tset").unwrap_err().to_string().contains("Usage"));
+    }
+
+    #[test]
+    fn no_chore_asks_for_help() {
+        assert_eq!(parsed("").unwrap(), Chore::Help);
+        assert_eq!(parsed("--help").unwrap(), Chore::Help);
+    }
+}
