@@ -162,7 +162,10 @@ fn an_array_too_large_is_refused_by_name_and_bytes() {
     let Err(Error::OutOfMemory { label, bytes, available }) = gpu.zeros("queries", len) else {
         panic!("an array above the limit was made");
     };
-    assert_eq!((label.as_str(), bytes, available), ("queries", len as u64 * 4, gpu.max_array_bytes()));
+    assert_eq!(
+        (label.as_str(), bytes, available),
+        ("queries", len as u64 * 4, gpu.max_array_bytes())
+    );
     assert!(gpu.zeros("queries", usize::MAX).is_err());
     // The device is as good as before.
     let array = gpu.upload("small", &[1.0, 2.0]).unwrap();
@@ -191,20 +194,30 @@ fn an_unknown_adapter_is_refused_with_those_there_are() {
 fn mistakes_in_a_shader_are_told_by_file_and_line() {
     let gpu = open();
     for (part, text, file, line) in [
-        ("fn one() -> u32 { return 1u; }", "fn two() -> u32 {\n    return tree();\n}\n", "broken", 2),
+        (
+            "fn one() -> u32 { return 1u; }",
+            "fn two() -> u32 {\n    return tree();\n}\n",
+            "broken",
+            2,
+        ),
         ("\n\nfn one() -> u32 { return 1.0; }", "", "prelude", 3),
         ("", "\nfn two(a: f32) -> u32 { let b = a + 1u; return 1u; }", "broken", 2),
     ] {
         let source = source("broken", text).part("prelude", part);
         let error = Kernel::<()>::new(&gpu, &source, "main").unwrap_err();
+        println!("{error}");
         let Error::Shader { kernel, line: found, .. } = error else {
             panic!("{error}")
         };
         assert_eq!((kernel, found), (file, line));
     }
-    let error = Kernel::<[u32; 2]>::new(&gpu, &source("scale", SCALE), "main").unwrap_err().to_string();
+    let error = Kernel::<[u32; 2]>::new(&gpu, &source("scale", SCALE), "main")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("12 bytes") && error.contains('8'), "{error}");
-    let error = Kernel::<Scale>::new(&gpu, &source("scale", SCALE), "absent").unwrap_err().to_string();
+    let error = Kernel::<Scale>::new(&gpu, &source("scale", SCALE), "absent")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("`absent`"), "{error}");
 }
 
@@ -213,8 +226,13 @@ fn what_wgpu_leaves_unchecked_is_checked() {
     let gpu = open();
     let greedy = "var<workgroup> large: array<f32, 100000>;
 @compute @workgroup_size(64) fn main(@builtin(local_invocation_index) lane: u32) { large[lane] = 1.0; }";
-    let error = Kernel::<()>::new(&gpu, &Source::new("greedy", greedy), "main").unwrap_err().to_string();
-    assert!(error.contains("workgroup memory of greedy.wgsl") && error.contains("400000"), "{error}");
+    let error = Kernel::<()>::new(&gpu, &Source::new("greedy", greedy), "main")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("workgroup memory of greedy.wgsl") && error.contains("400000"),
+        "{error}"
+    );
     let crowd = "@compute @workgroup_size(64, 64, 64) fn main() {}";
     assert!(Kernel::<()>::new(&gpu, &Source::new("crowd", crowd), "main").is_err());
     let barrier = "var<workgroup> x: u32;
@@ -292,7 +310,8 @@ fn a_lost_device_is_an_error_and_stays_one() {
         assert!(matches!(error, Error::DeviceLost(_)), "{error}");
     }
     assert!(matches!(gpu.zeros("more", 1), Err(Error::DeviceLost(_))));
-    assert!(matches!(gpu.upload("more", &[1.0]), Err(Error::DeviceLost(_))));
+    let error = gpu.upload("more", &[1.0]).unwrap_err();
+    assert!(matches!(error, Error::DeviceLost(_)), "{error}");
     assert!(scale(&kernel, &mut gpu, &from, &to, 2.0, 0.0).is_err());
 }
 
@@ -325,8 +344,10 @@ fn an_applications_own_device_will_do() {
     assert_eq!(gpu.read(&to).unwrap(), [3.5, 6.5]);
     scale(&kernel, &mut gpu, &from, &to, 3.0, 0.5).unwrap();
     device.destroy();
-    let error = gpu.read(&to).unwrap_err();
-    assert!(matches!(error, Error::DeviceLost(_)), "{error}");
+    for _ in 0..2 {
+        let error = gpu.read(&to).unwrap_err();
+        assert!(matches!(error, Error::DeviceLost(_)), "{error}");
+    }
 }
 
 #[test]
@@ -356,14 +377,12 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 ";
     let mut gpu = open();
     let kernel = Kernel::new(&gpu, &source("long", LONG), "main").unwrap();
-    let sums = gpu.zeros("sums", 64 * 1024).unwrap();
+    let sums = gpu.zeros("sums", 64).unwrap();
     // Compiled and warm, so that what follows is the work alone.
-    kernel.record(&mut gpu, &[&sums], &[1_u32], [1024, 1, 1]).unwrap();
+    kernel.record(&mut gpu, &[&sums], &[1_u32], [1, 1, 1]).unwrap();
     gpu.read(&sums).unwrap();
     gpu.set_time_out(Duration::from_millis(1));
-    for _ in 0..20 {
-        kernel.record(&mut gpu, &[&sums], &[10_000_u32], [1024, 1, 1]).unwrap();
-    }
+    kernel.record(&mut gpu, &[&sums], &[2_000_000_u32], [1, 1, 1]).unwrap();
     let error = gpu.read(&sums).unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     // Nothing is returned from that device any more.
