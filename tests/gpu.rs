@@ -1,4 +1,5 @@
 //! The device and small kernels on it. Without an adapter these tests fail and say which package brings one.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::time::Duration;
 
@@ -201,11 +202,10 @@ fn mistakes_in_a_shader_are_told_by_file_and_line() {
             2,
         ),
         ("\n\nfn one() -> u32 { return 1.0; }", "", "prelude", 3),
-        ("", "\nfn two(a: f32) -> u32 { let b = a + 1u; return 1u; }", "broken", 2),
+        ("", "fn two(a: f32) -> u32 {\n let b = a + 1u; return 1u; }", "broken", 2),
     ] {
         let source = source("broken", text).part("prelude", part);
         let error = Kernel::<()>::new(&gpu, &source, "main").unwrap_err();
-        println!("{error}");
         let Error::Shader { kernel, line: found, .. } = error else {
             panic!("{error}")
         };

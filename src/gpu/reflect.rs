@@ -84,8 +84,8 @@ fn validate(source: &Source, text: &str, module: &Module) -> Result<()> {
     let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
     let outcome = Validator::new(ValidationFlags::all(), capabilities).validate(module);
     outcome.map(|_| ()).map_err(|error| {
-        // The outermost place is last; an inner one tells more, where it is known.
-        let place = error.spans().find(|(span, _)| span.is_defined());
+        // From the function to the expression: the last known place tells most.
+        let place = error.spans().filter(|(span, _)| span.is_defined()).last();
         let line = place.map_or(0, |(span, _)| span.location(text).line_number);
         let mut message = error.as_inner().to_string();
         let mut cause = std::error::Error::source(error.as_inner());

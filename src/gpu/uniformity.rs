@@ -164,10 +164,8 @@ impl<'a> Walk<'_, 'a> {
                 Statement::Break if !uniform => self.leave(false),
                 Statement::Continue if !uniform => self.leave(true),
                 Statement::Return { value } => self.walk_return(*value, uniform),
-                Statement::Store { pointer, value } => {
-                    if !(uniform && self.is_uniform(*value) && self.is_uniform(*pointer)) {
-                        self.diverge(*pointer);
-                    }
+                Statement::Store { pointer, value } if !(uniform && self.is_uniform(*value) && self.is_uniform(*pointer)) => {
+                    self.diverge(*pointer);
                 }
                 Statement::Call {
                     function,
@@ -256,9 +254,7 @@ impl<'a> Walk<'_, 'a> {
     /// The local variable that a pointer leads to is not uniform from now on.
     fn diverge(&mut self, pointer: Handle<Expression>) {
         if let Expression::LocalVariable(local) = self.function.expressions[self.root(pointer)] {
-            if self.divergent_locals.insert(local) {
-                self.changed = true;
-            }
+            self.changed |= self.divergent_locals.insert(local);
         }
     }
 
