@@ -25,10 +25,7 @@ pub fn hard_inputs<E: Engine>(engine: &mut E) {
 /// Twice the same batch, and then each head by itself.
 pub fn same_bits_again_and_alone<E: Engine>(engine: &mut E) {
     for batch in batches() {
-        let batch = Batch {
-            active: vec![true; batch.heads.len()],
-            ..batch
-        };
+        let batch = batch.all_active();
         let problem = Problem::new(batch, Kind::Usual);
         let whole = run(engine, &problem, &problem.batch.heads);
         assert_eq!(run(engine, &problem, &problem.batch.heads).bits(), whole.bits());
@@ -111,7 +108,7 @@ fn check<E: Engine>(engine: &mut E, problem: &Problem) {
     for (head, active) in batch.each() {
         let actual = outputs.of(head, batch);
         if active {
-            check_head(problem, head, &actual);
+            check_head(problem, head, &actual, &outputs.scalars);
         } else {
             for array in [&actual.state, &actual.error, &actual.gradient, &actual.scalars] {
                 untouched("an output", head, array);
@@ -120,7 +117,7 @@ fn check<E: Engine>(engine: &mut E, problem: &Problem) {
     }
 }
 
-fn check_head(problem: &Problem, head: &Head, actual: &Outputs) {
+fn check_head(problem: &Problem, head: &Head, actual: &Outputs, scalars: &[f32]) {
     let single = problem.single(head);
     let student = single.student();
     let loss = reference::loss(&student, &single.teacher, single.mass_weight);
@@ -143,7 +140,7 @@ fn check_head(problem: &Problem, head: &Head, actual: &Outputs) {
         sum(output, rows * single.value_dim, loss.output_sum),
         sum(mass, rows, loss.mass_sum),
     ];
-    close_sums(head, &actual.scalars, &loss, sums);
+    close_sums(head, scalars, &loss, sums);
 
     let relative = single.weight_error(&loss.mass) + mass + sums_error(head, single.value_dim);
     let bound = relative * magnitude(&single, &loss) + inherited(&single, &loss, &student, (mass, output));
