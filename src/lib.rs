@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod engine;
 mod error;
+pub mod gpu;
 pub mod options;
 pub mod reference;
 pub mod solver;

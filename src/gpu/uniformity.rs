@@ -1,0 +1,1 @@
+//! Whether all invocations of a workgroup reach the same barriers.
