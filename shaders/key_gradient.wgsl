@@ -2,7 +2,7 @@
 //   ∂loss/∂c_j = (2 s / rows) Σ_q p_qj (e·w_j − (e·ŷ − λδ)) q      p_qj = e^{s q·c_j − l̂}
 //
 // An invocation owns a key, its value and its gradient in registers; tiles of queries and error rows pass through
-// workgroup memory. The rows of a head are cut into blocks of ROW_BLOCK, a workgroup each, whose sums sum_blocks.wgsl
+// workgroup memory. The rows of a head are cut into blocks (row_block in prelude.wgsl), a workgroup each, whose sums sum_blocks.wgsl
 // adds in order.
 // Grid: x: blocks of KEY_LANES pairs, y: row blocks, z: heads from params.first on.  Twin: reference/key_gradient.rs
 
@@ -31,12 +31,12 @@ var<workgroup> error_tile: array<vec4<f32>, GRADIENT_TILE * STATE4>;
 @compute @workgroup_size(KEY_LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let head = heads[params.first + group.z];
-    if group.x * KEY_LANES >= head.pairs || group.y * ROW_BLOCK >= head.rows {
+    if group.x * KEY_LANES >= head.pairs || group.y * row_block(head.rows) >= head.rows {
         return;
     }
     let own = group.x * KEY_LANES + lane;
     let pair = head.pair + min(own, head.pairs - 1u);
-    let block_end = min((group.y + 1u) * ROW_BLOCK, head.rows);
+    let block_end = min((group.y + 1u) * row_block(head.rows), head.rows);
 
     var key: array<vec4<f32>, DIM4>;
     var gradient: array<vec4<f32>, DIM4>;
@@ -49,7 +49,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         value[c] = values[pair * VALUE4 + c];
     }
 
-    for (var start = group.y * ROW_BLOCK; start < block_end; start += GRADIENT_TILE) {
+    for (var start = group.y * row_block(head.rows); start < block_end; start += GRADIENT_TILE) {
         let count = min(GRADIENT_TILE, block_end - start);
         let first = head.row + start;
         workgroupBarrier();

@@ -5,7 +5,7 @@ struct Lane {
     @builtin(local_invocation_index) index: u32,
 }
 
-const_assert (REDUCE_LANES & (REDUCE_LANES - 1u)) == 0u;
+const_assert 0u == (REDUCE_LANES & (REDUCE_LANES - 1u));
 
 var<workgroup> reduce_sums: array<vec4<f32>, REDUCE_LANES>;
 var<workgroup> reduce_bits: array<u32, REDUCE_LANES>;

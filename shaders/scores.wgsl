@@ -1,7 +1,7 @@
 // The summed weight of each key:  score_j = Σ_q e^{s q·k_j − l_q}
 //
-// An invocation owns a key; tiles of queries pass through workgroup memory. The rows of a head are cut into blocks of
-// ROW_BLOCK, a workgroup each, whose sums sum_blocks.wgsl adds in order.
+// An invocation owns a key; tiles of queries pass through workgroup memory. The rows of a head are cut into blocks
+// (row_block in prelude.wgsl), a workgroup each, whose sums sum_blocks.wgsl adds in order.
 // Grid: x: blocks of KEY_LANES pairs, y: row blocks, z: heads from params.first on.  Twin: reference/scores.rs
 
 const_assert SCORE_TILE * (DIM4 * 16u + 4u) <= 16384u;
@@ -28,19 +28,19 @@ var<workgroup> mass_tile: array<f32, SCORE_TILE>;
 @compute @workgroup_size(KEY_LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let head = heads[params.first + group.z];
-    if group.x * KEY_LANES >= head.pairs || group.y * ROW_BLOCK >= head.rows {
+    if group.x * KEY_LANES >= head.pairs || group.y * row_block(head.rows) >= head.rows {
         return;
     }
     let own = group.x * KEY_LANES + lane;
     let pair = head.pair + min(own, head.pairs - 1u);
-    let block_end = min((group.y + 1u) * ROW_BLOCK, head.rows);
+    let block_end = min((group.y + 1u) * row_block(head.rows), head.rows);
 
     var key: array<vec4<f32>, DIM4>;
     for (var c = 0u; c < DIM4; c++) {
         key[c] = params.scale * vec4<f32>(keys[pair * DIM4 + c]);
     }
     var score = 0.0;
-    for (var start = group.y * ROW_BLOCK; start < block_end; start += SCORE_TILE) {
+    for (var start = group.y * row_block(head.rows); start < block_end; start += SCORE_TILE) {
         let count = min(SCORE_TILE, block_end - start);
         let first = head.row + start;
         workgroupBarrier();

@@ -25,7 +25,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let head = heads[params.first + group.z];
-    let blocks = (head.rows + ROW_BLOCK - 1u) / ROW_BLOCK;
+    let blocks = (head.rows + row_block(head.rows) - 1u) / row_block(head.rows);
     let place = (head.place - heads[params.first].place) * params.width;
     for (var i = group.x * ELEMENT_LANES + lane; i < head.pairs * params.width; i += groups.x * ELEMENT_LANES) {
         var sum = 0.0;
