@@ -113,7 +113,8 @@ impl Source {
         }
         rest -= header;
         for (name, part) in &self.parts {
-            let lines = part.lines().count();
+            // An empty part still takes a line.
+            let lines = part.lines().count().max(1);
             if rest <= lines {
                 return (name, u32::try_from(rest).unwrap_or(0));
             }
