@@ -1,6 +1,8 @@
 //! kvsculpt
 
 pub mod cache;
+#[cfg(feature = "cpu")]
+pub mod cpu;
 pub mod engine;
 mod error;
 pub mod gpu;
