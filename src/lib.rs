@@ -5,6 +5,8 @@ pub mod cache;
 pub mod cpu;
 pub mod engine;
 mod error;
+pub mod gpu;
+pub mod kernels;
 pub mod options;
 pub mod reference;
 pub mod solver;

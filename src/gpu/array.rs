@@ -1,0 +1,246 @@
+//! Arrays on the device.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytemuck::Pod;
+use half::f16;
+
+use super::device::Gpu;
+use super::fault::scoped;
+use crate::error::{Error, Result};
+
+/// The least buffer there is: room for one element of any type, so that an array of none can be bound too.
+const LEAST_BYTES: u64 = 256;
+/// Bytes written to the queue before they are handed over: the queue keeps a copy of them until then.
+const PORTION_BYTES: usize = 32 << 20;
+
+/// What an array's elements are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// Single precision.
+    F32,
+    /// Half precision.
+    F16,
+    /// Rows of a table: whole numbers, or structs.
+    Row,
+}
+
+/// The numbers of arrays and kernels that are gone.
+#[derive(Debug, Default)]
+pub(super) struct Graveyard(Mutex<Vec<u64>>);
+
+impl Graveyard {
+    pub(super) fn bury(&self, identity: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(identity);
+    }
+
+    pub(super) fn empty(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A number of its own for each array and kernel of the program.
+pub(super) fn new_identity() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A one-dimensional array on the device, in a buffer of its own.
+///
+/// Its buffer may be longer than the array, so a kernel takes counts from its parameters or tables and never
+/// from `arrayLength`.
+#[derive(Debug)]
+pub struct Array {
+    pub(super) buffer: wgpu::Buffer,
+    pub(super) identity: u64,
+    label: &'static str,
+    len: usize,
+    element: Element,
+    element_bytes: usize,
+    graveyard: Arc<Graveyard>,
+}
+
+impl Drop for Array {
+    fn drop(&mut self) {
+        self.graveyard.bury(self.identity);
+    }
+}
+
+impl Array {
+    /// Its name in messages.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        self.label
+    }
+
+    /// How many elements it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What its elements are.
+    #[must_use]
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    /// Bytes of its elements.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.len * self.element_bytes) as u64
+    }
+}
+
+impl Gpu {
+    /// An array of `len` zeros in single precision.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] naming the array and its bytes.
+    pub fn zeros(&mut self, label: &'static str, len: usize) -> Result<Array> {
+        self.allocate(label, len, Element::F32, size_of::<f32>())
+    }
+
+    /// An array in single precision with these contents.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] naming the array and its bytes.
+    pub fn upload(&mut self, label: &'static str, data: &[f32]) -> Result<Array> {
+        let array = self.allocate(label, data.len(), Element::F32, size_of::<f32>())?;
+        self.put(&array, bytemuck::cast_slice(data))?;
+        Ok(array)
+    }
+
+    /// An array in half precision with these contents.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] naming the array and its bytes.
+    pub fn upload_half(&mut self, label: &'static str, data: &[f16]) -> Result<Array> {
+        let array = self.allocate(label, data.len(), Element::F16, size_of::<f16>())?;
+        self.put(&array, bytemuck::cast_slice(data))?;
+        Ok(array)
+    }
+
+    /// A table with these rows: whole numbers, or structs laid out as the shader's.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] naming the table and its bytes.
+    pub fn upload_rows<T: Pod>(&mut self, label: &'static str, rows: &[T]) -> Result<Array> {
+        let array = self.allocate(label, rows.len(), Element::Row, size_of::<T>())?;
+        self.put(&array, bytemuck::cast_slice(rows))?;
+        Ok(array)
+    }
+
+    /// Overwrites the whole array, after all that was recorded before.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where the array has not as many elements or is not in single precision.
+    pub fn write(&mut self, array: &Array, data: &[f32]) -> Result<()> {
+        if array.element != Element::F32 || array.len != data.len() {
+            let what = format!("{:?} × {}", array.element, array.len);
+            return Err(Error::Gpu(format!(
+                "array `{}` ({what}) cannot take {} f32",
+                array.label,
+                data.len()
+            )));
+        }
+        self.flush()?;
+        self.put(array, bytemuck::cast_slice(data))
+    }
+
+    /// Overwrites a table's first rows, after all that was recorded before.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] where the table has fewer rows or rows of another size.
+    pub fn write_rows<T: Pod>(&mut self, array: &Array, rows: &[T]) -> Result<()> {
+        if array.element != Element::Row || array.element_bytes != size_of::<T>() || array.len < rows.len() {
+            let what = format!("{} rows of {} bytes", array.len, array.element_bytes);
+            let given = format!("{} rows of {} bytes", rows.len(), size_of::<T>());
+            return Err(Error::Gpu(format!("table `{}` ({what}) cannot take {given}", array.label)));
+        }
+        self.flush()?;
+        self.put(array, bytemuck::cast_slice(rows))
+    }
+
+    fn allocate(&mut self, label: &'static str, len: usize, element: Element, element_bytes: usize) -> Result<Array> {
+        let bytes = (len as u64).saturating_mul(element_bytes as u64);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer(label, bytes, usage)?;
+        Ok(Array {
+            buffer,
+            identity: new_identity(),
+            label,
+            len,
+            element,
+            element_bytes,
+            graveyard: Arc::clone(&self.graveyard),
+        })
+    }
+
+    /// A buffer of at least `bytes`, all zero.
+    pub(super) fn buffer(&mut self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        self.faults.check()?;
+        // Bind groups keep the buffers of arrays that are gone; their memory may be what is needed now.
+        self.drop_dead_bind_groups();
+        let refuse = |available| Error::OutOfMemory {
+            label: label.to_owned(),
+            bytes,
+            available,
+        };
+        let size = bytes
+            .max(LEAST_BYTES)
+            .checked_next_multiple_of(16)
+            .ok_or_else(|| refuse(self.max_array_bytes()))?;
+        if size > self.max_array_bytes() {
+            return Err(refuse(self.max_array_bytes()));
+        }
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage,
+            mapped_at_creation: false,
+        };
+        let (buffer, error) = scoped(&self.device, || self.device.create_buffer(&descriptor));
+        match error {
+            Some(wgpu::Error::OutOfMemory { .. }) => Err(refuse(0)),
+            Some(error) => Err(self.fail(&format!("array `{label}`: {error}"))),
+            None => Ok(buffer),
+        }
+    }
+
+    /// Writes bytes to the array's beginning, in portions. The queue does it before anything submitted later.
+    fn put(&mut self, array: &Array, data: &[u8]) -> Result<()> {
+        self.faults.check()?;
+        let mut offset = 0;
+        for portion in data.chunks(PORTION_BYTES) {
+            // Copies are in whole words; the last bytes of an odd half-precision array are filled up.
+            let whole = portion.len() - portion.len() % 4;
+            let mut last = [0; 4];
+            last[..portion.len() - whole].copy_from_slice(&portion[whole..]);
+            let ((), error) = scoped(&self.device, || {
+                if whole > 0 {
+                    self.queue.write_buffer(&array.buffer, offset, &portion[..whole]);
+                }
+                if whole < portion.len() {
+                    self.queue.write_buffer(&array.buffer, offset + whole as u64, &last);
+                }
+            });
+            if let Some(error) = error {
+                return Err(self.fail(&format!("array `{}` cannot be written: {error}", array.label)));
+            }
+            offset += portion.len() as u64;
+            self.unsubmitted_bytes += portion.len() as u64;
+            if self.unsubmitted_bytes >= PORTION_BYTES as u64 {
+                self.flush_all()?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! The open device: what it must offer, and what a [`Gpu`] holds.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use wgpu::{AdapterInfo, DeviceType, Features, Limits};
+
+use super::adapter::{Selection, choose};
+use super::array::Graveyard;
+use super::fault::Faults;
+use super::recording::Recording;
+use super::timing::Timings;
+use crate::error::{Error, Result};
+
+/// Bytes of parameters a dispatch may have.
+const IMMEDIATE_BYTES: u32 = 128;
+/// Arrays a kernel may bind.
+const STORAGE_BUFFERS: u32 = 8;
+/// Features that kernels use where they are, with another way where they are not.
+const OPTIONAL: Features = Features::SHADER_F16.union(Features::SUBGROUP).union(Features::TIMESTAMP_QUERY);
+
+/// An open device with its queue and the work recorded but not yet handed over.
+#[derive(Debug)]
+pub struct Gpu {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) info: AdapterInfo,
+    pub(super) limits: Limits,
+    pub(super) features: Features,
+    pub(super) faults: Arc<Faults>,
+    /// Arrays and kernels that are gone: their bind groups go too.
+    pub(super) graveyard: Arc<Graveyard>,
+    pub(super) bind_groups: HashMap<Vec<u64>, wgpu::BindGroup>,
+    pub(super) recording: Option<Recording>,
+    pub(super) in_flight: VecDeque<wgpu::SubmissionIndex>,
+    /// Bytes given to the queue since the last submission; the queue holds a copy of them until then.
+    pub(super) unsubmitted_bytes: u64,
+    pub(super) staging: Option<wgpu::Buffer>,
+    pub(super) time_out: Duration,
+    pub(super) timings: Option<Timings>,
+}
+
+impl Gpu {
+    /// Opens the adapter that the selection means, with exactly the features and limits that the kernels use.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] with those there are; [`Error::Unsupported`] where it lacks something.
+    pub fn open(selection: &Selection) -> Result<Self> {
+        let adapter = choose(selection)?;
+        require(adapter.features(), &adapter.limits())?;
+        let info = adapter.get_info();
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("kvsculpt"),
+            required_features: Features::IMMEDIATES | (adapter.features() & OPTIONAL),
+            required_limits: wanted_limits(&adapter.limits()),
+            ..Default::default()
+        };
+        let opened = pollster::block_on(adapter.request_device(&descriptor));
+        let (device, queue) = opened.map_err(|error| Error::Gpu(format!("{} cannot be opened: {error}", info.name)))?;
+        let gpu = Self::assemble(info, device, queue);
+        gpu.faults.listen(&gpu.device);
+        tracing::debug!(adapter = %gpu.name(), "opened");
+        Ok(gpu)
+    }
+
+    /// Works on an application's own device and queue.
+    ///
+    /// The device's handlers for errors and loss stay the application's: errors of our own calls are caught in
+    /// scopes, a loss is noticed when work is waited for.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the feature or limit that the device was not opened with.
+    pub fn from_device(info: AdapterInfo, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        require(device.features(), &device.limits())?;
+        Ok(Self::assemble(info, device, queue))
+    }
+
+    fn assemble(info: AdapterInfo, device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        // A software driver may need minutes for what a GPU does in a second, and does not hang.
+        let seconds = if info.device_type == DeviceType::Cpu { 600 } else { 60 };
+        Self {
+            limits: device.limits(),
+            features: device.features(),
+            device,
+            queue,
+            info,
+            faults: Arc::default(),
+            graveyard: Arc::default(),
+            bind_groups: HashMap::new(),
+            recording: None,
+            in_flight: VecDeque::new(),
+            unsubmitted_bytes: 0,
+            staging: None,
+            time_out: Duration::from_secs(seconds),
+            timings: None,
+        }
+    }
+
+    /// The adapter and its driver in words.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let AdapterInfo {
+            name, driver, driver_info, ..
+        } = &self.info;
+        match (driver.as_str(), driver_info.as_str()) {
+            ("", "") => name.clone(),
+            (driver, version) => format!("{name} ({})", format!("{driver} {version}").trim()),
+        }
+    }
+
+    /// Whether the device computes on the processor.
+    #[must_use]
+    pub fn is_software(&self) -> bool {
+        self.info.device_type == DeviceType::Cpu
+    }
+
+    /// Whether shaders may use half precision.
+    #[must_use]
+    pub fn has_half(&self) -> bool {
+        self.features.contains(Features::SHADER_F16)
+    }
+
+    /// Smallest and largest subgroup, where shaders may use them.
+    #[must_use]
+    pub fn subgroup(&self) -> Option<(u32, u32)> {
+        let sizes = (self.info.subgroup_min_size, self.info.subgroup_max_size);
+        self.features.contains(Features::SUBGROUP).then_some(sizes)
+    }
+
+    /// The largest single array in bytes.
+    #[must_use]
+    pub fn max_array_bytes(&self) -> u64 {
+        self.limits.max_buffer_size.min(self.limits.max_storage_buffer_binding_size)
+    }
+
+    /// Bytes of memory shared within a workgroup.
+    #[must_use]
+    pub fn max_workgroup_bytes(&self) -> u32 {
+        self.limits.max_compute_workgroup_storage_size
+    }
+
+    /// Workgroups in each dimension of a grid.
+    #[must_use]
+    pub fn max_grid(&self) -> u32 {
+        self.limits.max_compute_workgroups_per_dimension
+    }
+
+    /// How long one portion of work may take: 60 s at first, 600 s on a software driver.
+    pub fn set_time_out(&mut self, time_out: Duration) {
+        self.time_out = time_out;
+    }
+
+    /// Bind groups held for arrays and kernels that are still there.
+    #[doc(hidden)]
+    pub fn cached_bind_groups(&mut self) -> usize {
+        self.drop_dead_bind_groups();
+        self.bind_groups.len()
+    }
+
+    /// The device itself, for an application that shares it.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+}
+
+/// # Errors
+/// The first thing that every kernel needs and these do not offer.
+fn require(features: Features, limits: &Limits) -> Result<()> {
+    let unsupported = |what: &str, need: String, have: String, remedy: &str| {
+        Err(Error::Unsupported {
+            what: what.into(),
+            need,
+            have,
+            remedy: remedy.into(),
+        })
+    };
+    let remedy = "open the device with it, or choose another adapter or a newer driver";
+    if !features.contains(Features::IMMEDIATES) {
+        return unsupported("feature IMMEDIATES", "the feature".into(), "none".into(), remedy);
+    }
+    for (what, have, need) in [
+        ("max_immediate_size", limits.max_immediate_size, IMMEDIATE_BYTES),
+        (
+            "max_storage_buffers_per_shader_stage",
+            limits.max_storage_buffers_per_shader_stage,
+            STORAGE_BUFFERS,
+        ),
+    ] {
+        if have < need {
+            return unsupported(&format!("limit {what}"), need.to_string(), have.to_string(), remedy);
+        }
+    }
+    Ok(())
+}
+
+/// The usual limits, raised where kernels gain by it; never above what the adapter has.
+fn wanted_limits(adapter: &Limits) -> Limits {
+    let usual = Limits::default();
+    let raised = Limits {
+        max_buffer_size: adapter.max_buffer_size,
+        max_storage_buffer_binding_size: adapter.max_storage_buffer_binding_size,
+        max_immediate_size: IMMEDIATE_BYTES,
+        max_compute_workgroup_storage_size: adapter.max_compute_workgroup_storage_size.min(48 << 10),
+        max_compute_invocations_per_workgroup: adapter.max_compute_invocations_per_workgroup.min(1024),
+        max_compute_workgroup_size_x: adapter.max_compute_workgroup_size_x.min(1024),
+        ..usual
+    };
+    raised.or_worse_values_from(adapter)
+}

@@ -1,0 +1,155 @@
+//! A kernel's whole text: generated header, shared parts, the kernel's file.
+
+use std::fmt::Write as _;
+
+use super::array::Element;
+use crate::error::Error;
+
+/// The text of one kernel in one specialisation.
+///
+/// The header is plain WGSL: `enable f16;` where the store is half precision, `alias Store`, and a `const` for each
+/// number. `const` and not `override`: an override can size no register array and escapes the checks of limits.
+#[derive(Clone, Debug)]
+pub struct Source {
+    kernel: &'static str,
+    header: String,
+    parts: Vec<(&'static str, &'static str)>,
+    loops_end: bool,
+}
+
+impl Source {
+    /// The kernel `kernel` (its file's name without `.wgsl`) with this text, `Store` being `f32`.
+    #[must_use]
+    pub fn new(kernel: &'static str, text: &'static str) -> Self {
+        Self {
+            kernel,
+            header: "alias Store = f32;\n".into(),
+            parts: vec![(kernel, text)],
+            loops_end: false,
+        }
+    }
+
+    /// Makes `Store` the precision in which the large inputs are held.
+    #[must_use]
+    pub fn store(mut self, element: Element) -> Self {
+        if element == Element::F16 {
+            let rest = self.header.split_once('\n').map_or("", |(_, rest)| rest);
+            self.header = format!("enable f16;alias Store = f16;\n{rest}");
+        }
+        self
+    }
+
+    /// Adds `alias name = f32;` or `f16`, with `enable f16;` where that is needed.
+    #[must_use]
+    pub fn alias(mut self, name: &str, element: Element) -> Self {
+        const ENABLE: &str = "enable f16;";
+        if element == Element::F16 && !self.header.starts_with(ENABLE) {
+            self.header.insert_str(0, ENABLE);
+        }
+        let scalar = if element == Element::F16 { "f16" } else { "f32" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.header, "alias {name} = {scalar};");
+        self
+    }
+
+    /// Adds `const name: u32 = value;`.
+    #[must_use]
+    pub fn constant(mut self, name: &str, value: u32) -> Self {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.header, "const {name}: u32 = {value}u;");
+        self
+    }
+
+    /// Puts a shared file (`name` without `.wgsl`) before the kernel, after those put before.
+    #[must_use]
+    pub fn part(mut self, name: &'static str, text: &'static str) -> Self {
+        let last = self.parts.len() - 1;
+        self.parts.insert(last, (name, text));
+        self
+    }
+
+    /// Vouches that every loop ends, so that it is compiled without a counter of its own: with one, drivers do not unroll
+    /// loops over a row's channels, which made such kernels three times slower on software drivers.
+    ///
+    /// For this crate's own shaders only, hence not public: each loop counts, by a counter that nothing else changes, up to a
+    /// constant or to a count in a head table or in the parameters.
+    #[allow(dead_code, reason = "called by the kernels")]
+    pub(crate) fn loops_end(mut self) -> Self {
+        self.loops_end = true;
+        self
+    }
+
+    /// Whether every loop is known to end.
+    pub(super) fn has_ending_loops(&self) -> bool {
+        self.loops_end
+    }
+
+    /// The kernel's name.
+    #[must_use]
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// The whole text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = self.header.clone();
+        for (_, part) in &self.parts {
+            text.push_str(part);
+            if !part.ends_with('\n') {
+                text.push('\n');
+            }
+        }
+        text
+    }
+
+    /// The file and line, from 1, of a line of the whole text; line 0 for the generated header.
+    #[must_use]
+    pub fn locate(&self, line: u32) -> (&'static str, u32) {
+        let mut rest = line as usize;
+        let header = self.header.lines().count();
+        if rest <= header {
+            return (self.kernel, 0);
+        }
+        rest -= header;
+        for (name, part) in &self.parts {
+            // An empty part still takes a line.
+            let lines = part.lines().count().max(1);
+            if rest <= lines {
+                return (name, u32::try_from(rest).unwrap_or(0));
+            }
+            rest -= lines;
+        }
+        (self.kernel, 0)
+    }
+
+    /// The error at a line of the whole text.
+    pub(super) fn error(&self, line: u32, message: impl Into<String>) -> Error {
+        let (kernel, line) = self.locate(line);
+        Error::Shader {
+            kernel,
+            line,
+            message: message.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_those_of_the_file_they_came_from() {
+        let source = Source::new("kernel", "first\nsecond")
+            .constant("DIM", 64)
+            .store(Element::F16)
+            .part("prelude", "one\ntwo\n");
+        assert_eq!(
+            source.text(),
+            "enable f16;alias Store = f16;\nconst DIM: u32 = 64u;\none\ntwo\nfirst\nsecond\n"
+        );
+        assert_eq!(source.locate(2), ("kernel", 0));
+        assert_eq!(source.locate(3), ("prelude", 1));
+        assert_eq!(source.locate(6), ("kernel", 2));
+    }
+}
