@@ -1,187 +1,11 @@
 //! What the engine promises beside each operation's own result: the same bits on any number of threads and in any
 //! batch, a fused evaluation that agrees with its parts, a gradient that agrees with the loss.
 
-use super::{Array, CpuEngine, Table};
-use crate::engine::{Dims, Engine, Evaluated, Evaluation, Head, NO_MASS, SCALARS, WEIGHT_ROWS, scalar};
+use crate::engine::{Dims, Engine, Head, NO_MASS, SCALARS, scalar};
 
-const SCALE: f32 = 0.25;
+mod batch;
 
-/// One head's inputs.
-struct Problem {
-    rows: usize,
-    pairs: usize,
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    base: Vec<f32>,
-    teacher: Vec<f32>,
-}
-
-impl Problem {
-    fn random(dims: Dims, rows: usize, pairs: usize, seed: u64) -> Self {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let mut floats = |count: usize, size: f32| -> Vec<f32> { (0..count).map(|_| size * (random.f32() * 2.0 - 1.0)).collect() };
-        let (dim, value_dim) = (dims.dim as usize, dims.value_dim as usize);
-        let width = value_dim + 4;
-        let mut base = floats(rows * width, 1.0);
-        let mut teacher = floats(rows * width, 1.0);
-        for row in base.chunks_mut(width).chain(teacher.chunks_mut(width)) {
-            row[value_dim + 1..].fill(0.0);
-        }
-        // Every third row has no pairs in its base.
-        for row in base.chunks_mut(width).step_by(3) {
-            row.fill(0.0);
-            row[value_dim] = NO_MASS;
-        }
-        Self {
-            rows,
-            pairs,
-            queries: floats(rows * dim, 2.0),
-            keys: floats(pairs * dim, 2.0),
-            values: floats(pairs * value_dim, 1.0),
-            base,
-            teacher,
-        }
-    }
-}
-
-/// A batch on the engine.
-struct Batch {
-    engine: CpuEngine,
-    table: Table,
-    heads: Vec<Head>,
-    queries: Array,
-    keys: Array,
-    values: Array,
-    base: Array,
-    teacher: Array,
-    mass_weight: Array,
-    state: Array,
-    error: Array,
-    gradient: Array,
-    scalars: Array,
-}
-
-fn narrow(x: usize) -> u32 {
-    u32::try_from(x).unwrap()
-}
-
-impl Batch {
-    fn new(dims: Dims, problems: &[&Problem]) -> Self {
-        let mut engine = CpuEngine::new();
-        let (mut heads, mut square, mut weights, mut row, mut pair) = (Vec::new(), 0, 0, 0, 0);
-        for (index, problem) in problems.iter().enumerate() {
-            heads.push(Head {
-                index: narrow(index),
-                row: narrow(row),
-                rows: narrow(problem.rows),
-                pair: narrow(pair),
-                pairs: narrow(problem.pairs),
-                square: narrow(square),
-                weights: narrow(weights),
-                padding: 0,
-            });
-            row += problem.rows;
-            pair += problem.pairs;
-            square += problem.pairs * problem.pairs;
-            weights += problem.rows.min(WEIGHT_ROWS as usize) * problem.pairs;
-        }
-        let join = |part: fn(&Problem) -> &Vec<f32>| problems.iter().flat_map(|problem| part(problem).clone()).collect::<Vec<f32>>();
-        let width = dims.state_row() as usize;
-        let nan = |count: usize| vec![f32::NAN; count];
-        Self {
-            table: engine.table(dims, &heads).unwrap(),
-            queries: engine.upload("queries", &join(|p| &p.queries)).unwrap(),
-            keys: engine.upload("keys", &join(|p| &p.keys)).unwrap(),
-            values: engine.upload("values", &join(|p| &p.values)).unwrap(),
-            base: engine.upload("base", &join(|p| &p.base)).unwrap(),
-            teacher: engine.upload("teacher", &join(|p| &p.teacher)).unwrap(),
-            mass_weight: engine.upload("mass_weight", &vec![0.7; heads.len()]).unwrap(),
-            state: engine.upload("state", &nan(row * width)).unwrap(),
-            error: engine.upload("error", &nan(row * width)).unwrap(),
-            gradient: engine.upload("gradient", &nan(pair * dims.dim as usize)).unwrap(),
-            scalars: engine.upload("scalars", &nan(heads.len() * SCALARS)).unwrap(),
-            engine,
-            heads,
-        }
-    }
-
-    fn evaluate(&mut self) {
-        let inputs = Evaluation {
-            queries: &self.queries,
-            keys: &self.keys,
-            values: &self.values,
-            base: &self.base,
-            teacher: &self.teacher,
-            mass_weight: &self.mass_weight,
-            scale: SCALE,
-        };
-        let outputs = Evaluated {
-            state: &mut self.state,
-            error: &mut self.error,
-            gradient: &mut self.gradient,
-            scalars: &mut self.scalars,
-        };
-        self.engine.evaluate(&self.table, &inputs, outputs).unwrap();
-    }
-
-    /// The operations one by one.
-    fn evaluate_in_parts(&mut self) {
-        let Self { engine, table, .. } = self;
-        let base = Some(&self.base);
-        engine
-            .attention(table, &self.queries, &self.keys, &self.values, base, SCALE, &mut self.state)
-            .unwrap();
-        engine
-            .loss(
-                table,
-                &self.state,
-                &self.teacher,
-                &self.mass_weight,
-                &mut self.error,
-                &mut self.scalars,
-            )
-            .unwrap();
-        engine
-            .key_gradient(
-                table,
-                &self.queries,
-                &self.keys,
-                &self.values,
-                &self.error,
-                SCALE,
-                &mut self.gradient,
-            )
-            .unwrap();
-    }
-
-    /// New values for the student, in blocks of weights; the factor and values that come out.
-    fn solve(&mut self, ridge: [f32; 2]) -> [Vec<f32>; 3] {
-        let Self { engine, table, heads, .. } = self;
-        let squares: usize = heads.iter().map(|head| (head.pairs * head.pairs) as usize).sum();
-        let blocks: usize = heads.iter().map(|head| (head.rows.min(WEIGHT_ROWS) * head.pairs) as usize).sum();
-        let mut weights = engine.upload("weights", &vec![f32::NAN; blocks]).unwrap();
-        let mut gram = engine.upload("gram", &vec![f32::NAN; squares]).unwrap();
-        let mut factor = engine.upload("factor", &vec![f32::NAN; squares]).unwrap();
-        let mut rhs = engine.upload("rhs", &vec![f32::NAN; self.values.data.len()]).unwrap();
-        let mut solved = engine.upload("solved", &vec![f32::NAN; self.values.data.len()]).unwrap();
-        let ridge = engine.upload("ridge", &ridge.repeat(heads.len())).unwrap();
-        let most = heads.iter().map(|head| head.rows).max().unwrap();
-        let mut start = 0;
-        while start < most {
-            let rows = start..start + WEIGHT_ROWS;
-            engine
-                .weights(table, &self.queries, &self.keys, &self.state, SCALE, rows.clone(), &mut weights)
-                .unwrap();
-            engine.gram(table, &weights, rows.clone(), &mut gram).unwrap();
-            engine.rhs(table, &weights, &self.error, rows, &mut rhs).unwrap();
-            start += WEIGHT_ROWS;
-        }
-        engine.cholesky(table, &gram, &ridge, &mut factor, &mut self.scalars).unwrap();
-        engine.solve(table, &factor, &rhs, &self.values, &mut solved).unwrap();
-        [gram.data, rhs.data, solved.data]
-    }
-}
+use batch::{Batch, Problem, SCALE, narrow};
 
 const DIMS: Dims = Dims { dim: 32, value_dim: 48 };
 
@@ -391,7 +215,7 @@ fn no_pairs_and_large_scores() {
         *x = x.signum() * 2.0;
     }
     for (i, x) in problem.keys.iter_mut().enumerate() {
-        let sign = if i / DIMS.dim as usize % 2 == 0 { 5.0 } else { -5.0 };
+        let sign = if (i / DIMS.dim as usize).is_multiple_of(2) { 5.0 } else { -5.0 };
         *x = problem.queries[i % DIMS.dim as usize].signum() * sign;
     }
     let mut batch = Batch::new(DIMS, &[&problem]);
@@ -424,25 +248,4 @@ fn no_pairs_and_large_scores() {
                 .all(|(i, &x)| x == if i == DIMS.value_dim as usize { NO_MASS } else { 0.0 })
         );
     }
-}
-
-#[test]
-#[ignore = "a measurement"]
-fn timing() {
-    let dims = Dims { dim: 64, value_dim: 64 };
-    let problems: Vec<Problem> = (0..8).map(|seed| Problem::random(dims, 2688, 358, seed)).collect();
-    let mut batch = Batch::new(dims, &problems.iter().collect::<Vec<_>>());
-    let time = |name: &str, flop: f64, work: &mut dyn FnMut()| {
-        let mut best = f64::MAX;
-        for _ in 0..15 {
-            let start = std::time::Instant::now();
-            work();
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-        println!("{name}: {:.2} ms, {:.1} GFLOP/s", best * 1e3, flop / best * 1e-9);
-    };
-    let unit = 8.0 * 2688.0 * 358.0 * 64.0;
-    time("evaluate", 8.0 * unit, &mut || batch.evaluate());
-    time("parts", 10.0 * unit, &mut || batch.evaluate_in_parts());
-    time("solve", unit * 358.0 / 64.0, &mut || drop(batch.solve([1e-4, 1e-3])));
 }
