@@ -2,6 +2,8 @@
 
 pub mod batch;
 pub mod cache;
+#[cfg(feature = "cpu")]
+pub mod cpu;
 pub mod engine;
 mod error;
 pub mod gpu;

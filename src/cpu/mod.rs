@@ -1,0 +1,57 @@
+//! The CPU engine: every operation in f32 on the processor's cores, for machines with no GPU.
+//!
+//! Products and factorisations come from faer, threads from rayon. A task is a strand of one head's rows, or a strip
+//! of its pairs, cut by that head's shape alone; sums over tasks are added in their order. So the result is the same,
+//! bit for bit, on any number of threads and in any batch.
+
+mod attention;
+mod engine;
+mod evaluate;
+mod exponential;
+mod layout;
+mod lbfgs;
+mod loss;
+mod product;
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use crate::engine::{Dims, Head};
+
+/// Floats in the machine's memory.
+#[derive(Debug)]
+pub struct Array {
+    label: &'static str,
+    data: Vec<f32>,
+}
+
+/// The heads an operation works on.
+#[derive(Debug)]
+pub struct Table {
+    dims: Dims,
+    heads: Vec<Head>,
+    capacity: usize,
+}
+
+impl Table {
+    /// Channels of a key and of a value.
+    fn widths(&self) -> (usize, usize) {
+        (self.dims.dim as usize, self.dims.value_dim as usize)
+    }
+}
+
+/// The engine; works on the current rayon thread pool.
+#[derive(Debug, Default)]
+pub struct CpuEngine {
+    /// Partial gradients, kept from one evaluation to the next.
+    partials: Vec<f32>,
+}
+
+impl CpuEngine {
+    /// An engine with nothing allocated yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
