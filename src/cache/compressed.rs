@@ -1,7 +1,8 @@
 //! Compressed caches: what comes out (format `kv-compressed`).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 
@@ -122,7 +123,18 @@ impl Compressed {
     /// # Errors
     /// [`Error::File`], naming the tensor and what to do; [`Error::OutOfMemory`].
     pub fn read(path: &Path) -> Result<Self> {
-        let container = Container::open(path)?;
+        Self::take(Container::open(path)?)
+    }
+
+    /// The same for a file in memory; `name` stands for the path in errors.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn from_bytes(name: impl Into<PathBuf>, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
+        Self::take(Container::from_bytes(name.into(), bytes.into())?)
+    }
+
+    fn take(container: Container) -> Result<Self> {
         container.check_format(
             "kv-compressed",
             (
