@@ -210,7 +210,7 @@ impl Gpu {
         let (buffer, error) = scoped(&self.device, || self.device.create_buffer(&descriptor));
         match error {
             Some(wgpu::Error::OutOfMemory { .. }) => Err(refuse(0)),
-            Some(error) => Err(Error::Gpu(format!("array `{label}`: {error}"))),
+            Some(error) => Err(self.fail(&format!("array `{label}`: {error}"))),
             None => Ok(buffer),
         }
     }
@@ -233,8 +233,7 @@ impl Gpu {
                 }
             });
             if let Some(error) = error {
-                self.faults.note(format!("writing array `{}`: {error}", array.label));
-                return self.faults.check();
+                return Err(self.fail(&format!("array `{}` cannot be written: {error}", array.label)));
             }
             offset += portion.len() as u64;
             self.unsubmitted_bytes += portion.len() as u64;

@@ -151,6 +151,13 @@ impl Gpu {
         self.time_out = time_out;
     }
 
+    /// Bind groups held for arrays and kernels that are still there.
+    #[doc(hidden)]
+    pub fn cached_bind_groups(&mut self) -> usize {
+        self.drop_dead_bind_groups();
+        self.bind_groups.len()
+    }
+
     /// The device itself, for an application that shares it.
     #[must_use]
     pub fn device(&self) -> &wgpu::Device {

@@ -71,10 +71,7 @@ impl Gpu {
         };
         match mapped {
             Ok(view) => target.copy_from_slice(&view),
-            Err(reason) => {
-                self.faults.note(format!("array `{}` cannot be read: {reason}", array.label()));
-                return self.faults.check();
-            }
+            Err(reason) => return Err(self.fail(&format!("array `{}` cannot be read: {reason}", array.label()))),
         }
         staging.unmap();
         self.staging = Some(staging);

@@ -3,6 +3,8 @@
 //! One submission holds at most [`DISPATCHES`] dispatches, so that no submission runs into a system's watchdog
 //! for want of a pause, and at most [`IN_FLIGHT`] of them wait at the device at a time.
 
+use std::time::Duration;
+
 use super::device::Gpu;
 use super::fault::scoped;
 use crate::error::{Error, Result};
@@ -67,8 +69,7 @@ impl Gpu {
         let full = recording.dispatches >= DISPATCHES || self.timings.as_ref().is_some_and(super::timing::Timings::is_full);
         self.recording = Some(recording);
         if let Some(error) = error {
-            self.faults.note(format!("{}.wgsl: {error}", dispatch.kernel));
-            return self.faults.check();
+            return Err(self.fail(&format!("{}.wgsl: {error}", dispatch.kernel)));
         }
         if full { self.flush() } else { Ok(()) }
     }
@@ -120,7 +121,7 @@ impl Gpu {
         });
         self.unsubmitted_bytes = 0;
         if let Some(error) = error {
-            self.faults.note(error.to_string());
+            return Err(self.fail(&error.to_string()));
         }
         self.in_flight.push_back(index);
         while self.in_flight.len() > IN_FLIGHT {
@@ -168,6 +169,20 @@ impl Gpu {
         }
     }
 
+    /// Notes that a call failed, for good, and says why: the device's loss is behind many an odd message.
+    pub(super) fn fail(&self, message: &str) -> Error {
+        let (nothing, _) = scoped(&self.device, || self.queue.submit(std::iter::empty()));
+        let waited = self.device.poll(wgpu::PollType::Wait {
+            submission_index: Some(nothing),
+            timeout: Some(Duration::from_millis(1)),
+        });
+        if let Err(error @ wgpu::PollError::WrongSubmissionIndex(..)) = waited {
+            self.faults.lose(error.to_string());
+        }
+        self.faults.note(message.to_owned());
+        self.faults.check().err().unwrap_or_else(|| Error::Gpu(message.to_owned()))
+    }
+
     /// The bind group for a kernel (by number) and its arrays, made once.
     pub(super) fn bind_group(
         &mut self,
@@ -193,7 +208,7 @@ impl Gpu {
         };
         let (bind_group, error) = scoped(&self.device, || self.device.create_bind_group(&descriptor));
         if let Some(error) = error {
-            return Err(Error::Gpu(error.to_string()));
+            return Err(self.fail(&error.to_string()));
         }
         self.bind_groups.insert(key, bind_group.clone());
         Ok(bind_group)

@@ -5,6 +5,7 @@ use wgpu::naga::{self, AddressSpace, Module, ScalarKind, StorageAccess, TypeInne
 
 use super::array::Element;
 use super::source::Source;
+use super::uniformity;
 use crate::error::{Error, Result};
 
 /// One array that a kernel binds.
@@ -44,12 +45,17 @@ pub struct Reflection {
 pub fn reflect(source: &Source, entry_point: &str) -> Result<Reflection> {
     let text = source.text();
     let module = naga::front::wgsl::parse_str(&text).map_err(|error| {
-        let line = error.location(&text).map_or(0, |place| place.line_number);
+        // Some mistakes come with a first place that is nowhere.
+        let place = error.labels().find(|(span, _)| span.is_defined());
+        let line = place.map_or(0, |(span, _)| span.location(&text).line_number);
         source.error(line, error.message())
     })?;
     validate(source, &text, &module)?;
     let entry = module.entry_points.iter().find(|entry| entry.name == entry_point);
     let entry = entry.ok_or_else(|| source.error(0, format!("has no entry point `{entry_point}`")))?;
+    if let Some(fault) = uniformity::check(&module, entry).first() {
+        return Err(source.error(fault.span.location(&text).line_number, fault.message.clone()));
+    }
     let mut reflection = Reflection {
         bindings: bindings(source, &module)?,
         immediate_bytes: 0,
@@ -78,7 +84,9 @@ fn validate(source: &Source, text: &str, module: &Module) -> Result<()> {
     let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
     let outcome = Validator::new(ValidationFlags::all(), capabilities).validate(module);
     outcome.map(|_| ()).map_err(|error| {
-        let line = error.location(text).map_or(0, |place| place.line_number);
+        // From the function to the expression: the last known place tells most.
+        let place = error.spans().filter(|(span, _)| span.is_defined()).last();
+        let line = place.map_or(0, |(span, _)| span.location(text).line_number);
         let mut message = error.as_inner().to_string();
         let mut cause = std::error::Error::source(error.as_inner());
         while let Some(inner) = cause {

@@ -1,0 +1,376 @@
+//! The operations of [`Engine`] as recordings of kernels.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use half::f16;
+
+use super::attention::{self, Attention};
+use super::cholesky::Cholesky;
+use super::copy_pairs::CopyPairs;
+use super::gram::Gram;
+use super::key_gradient::KeyGradient;
+use super::lbfgs_curvature::LbfgsCurvature;
+use super::lbfgs_direction::LbfgsDirection;
+use super::lbfgs_move::LbfgsMove;
+use super::lbfgs_push::LbfgsPush;
+use super::loss::{self, Loss};
+use super::rhs::Rhs;
+use super::scores::Scores;
+use super::slope::Slope;
+use super::solve::Solve;
+use super::spec::{MOST_HISTORY, Machine, Spec};
+use super::step::Step;
+use super::sum_blocks::SumBlocks;
+use super::table::{Table, groups};
+use super::weights::Weights;
+use crate::engine::{Dims, Engine, Head, History};
+use crate::error::{Error, Result};
+use crate::gpu::{Array, Element, Gpu};
+
+/// The engine that runs WGSL kernels on a GPU.
+#[derive(Debug)]
+pub struct GpuEngine {
+    gpu: Gpu,
+    machine: Machine,
+    kernels: HashMap<Dims, Kernels>,
+    /// Sums of row blocks, between two dispatches of one operation.
+    scratch: Option<Array>,
+}
+
+/// The kernels of one specialisation, each compiled when first asked for.
+#[derive(Debug)]
+struct Kernels {
+    spec: Spec,
+    attention: HashMap<(Element, Element), Attention>,
+    scores: HashMap<Element, Scores>,
+    cholesky: Option<Cholesky>,
+    copy_pairs: Option<CopyPairs>,
+    gram: Option<Gram>,
+    key_gradient: Option<KeyGradient>,
+    lbfgs_curvature: Option<LbfgsCurvature>,
+    lbfgs_direction: Option<LbfgsDirection>,
+    lbfgs_move: Option<LbfgsMove>,
+    lbfgs_push: Option<LbfgsPush>,
+    loss: Option<Loss>,
+    rhs: Option<Rhs>,
+    slope: Option<Slope>,
+    solve: Option<Solve>,
+    step: Option<Step>,
+    sum_blocks: Option<SumBlocks>,
+    weights: Option<Weights>,
+}
+
+impl Kernels {
+    fn new(spec: Spec) -> Self {
+        Self {
+            spec,
+            attention: HashMap::new(),
+            scores: HashMap::new(),
+            cholesky: None,
+            copy_pairs: None,
+            gram: None,
+            key_gradient: None,
+            lbfgs_curvature: None,
+            lbfgs_direction: None,
+            lbfgs_move: None,
+            lbfgs_push: None,
+            loss: None,
+            rhs: None,
+            slope: None,
+            solve: None,
+            step: None,
+            sum_blocks: None,
+            weights: None,
+        }
+    }
+}
+
+/// What is in its place, made first if nothing is.
+fn ready<K>(place: &mut Option<K>, make: impl FnOnce() -> Result<K>) -> Result<&K> {
+    if place.is_none() {
+        *place = Some(make()?);
+    }
+    place.as_ref().ok_or_else(|| Error::Gpu("a kernel is missing".into()))
+}
+
+impl GpuEngine {
+    /// The engine on an open device. Kernels are compiled as they are needed.
+    ///
+    /// # Errors
+    /// None at present; kept for needs of the device that only an engine can check.
+    pub fn new(gpu: Gpu) -> Result<Self> {
+        Ok(Self {
+            machine: Machine::of(&gpu),
+            gpu,
+            kernels: HashMap::new(),
+            scratch: None,
+        })
+    }
+
+    /// The device, to ask it for timings or to set its time-out.
+    pub fn gpu(&mut self) -> &mut Gpu {
+        &mut self.gpu
+    }
+
+    /// The kernels for a table's channels, and the device to record them on.
+    fn parts(&mut self, dims: Dims) -> Result<(&mut Kernels, &mut Gpu)> {
+        let kernels = match self.kernels.entry(dims) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Kernels::new(Spec::new(dims, self.machine)?)),
+        };
+        Ok((kernels, &mut self.gpu))
+    }
+
+    /// The scratch array, taken out of its place, of at least `floats`.
+    fn take_scratch(&mut self, floats: u64) -> Result<Array> {
+        let kept = self.scratch.take();
+        if let Some(kept) = kept.filter(|kept| kept.len() as u64 >= floats) {
+            return Ok(kept);
+        }
+        let len = usize::try_from(floats).map_err(|_| Error::OutOfMemory {
+            label: "scratch".into(),
+            bytes: floats.saturating_mul(4),
+            available: self.gpu.max_array_bytes(),
+        })?;
+        self.gpu.zeros("scratch", len)
+    }
+}
+
+impl Engine for GpuEngine {
+    type Array = Array;
+    type Table = Table;
+
+    fn name(&self) -> String {
+        self.gpu.name()
+    }
+
+    fn max_array_bytes(&self) -> u64 {
+        self.gpu.max_array_bytes()
+    }
+
+    fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64 {
+        let gradient = groups(heads, dims.dim)
+            .iter()
+            .map(|group| group.floats(dims.dim))
+            .max()
+            .unwrap_or(0);
+        let scores = groups(heads, 1).iter().map(|group| group.floats(1)).max().unwrap_or(0);
+        let most_rows = heads.iter().map(|head| head.rows).max().unwrap_or(0);
+        let sums = Spec::new(dims, self.machine).map_or(0, |spec| loss::sums(&spec, most_rows, heads.len() as u64));
+        4 * gradient.max(scores).max(sums)
+    }
+
+    fn table(&mut self, dims: Dims, heads: &[Head]) -> Result<Table> {
+        Spec::new(dims, self.machine)?;
+        Table::new(&mut self.gpu, dims, heads)
+    }
+
+    fn set_table(&mut self, table: &mut Table, heads: &[Head]) -> Result<()> {
+        table.set(&mut self.gpu, heads)
+    }
+
+    fn zeros(&mut self, label: &'static str, len: usize) -> Result<Array> {
+        self.gpu.zeros(label, len)
+    }
+
+    fn upload(&mut self, label: &'static str, data: &[f32]) -> Result<Array> {
+        self.gpu.upload(label, data)
+    }
+
+    fn upload_compact(&mut self, label: &'static str, data: &[f32]) -> Result<Array> {
+        if self.gpu.has_half() && data.iter().all(|&x| f16::from_f32(x).to_f32().to_bits() == x.to_bits()) {
+            let half: Vec<f16> = data.iter().map(|&x| f16::from_f32(x)).collect();
+            return self.gpu.upload_half(label, &half);
+        }
+        self.gpu.upload(label, data)
+    }
+
+    fn write(&mut self, array: &mut Array, data: &[f32]) -> Result<()> {
+        self.gpu.write(array, data)
+    }
+
+    fn read(&mut self, array: &Array) -> Result<Vec<f32>> {
+        self.gpu.read(array)
+    }
+
+    fn copy_pairs(&mut self, table: &Table, width: u32, source: &Array, target: &mut Array) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        ready(&mut kernels.copy_pairs, || CopyPairs::new(gpu, &kernels.spec))?.record(gpu, table, width, source, target)
+    }
+
+    fn attention(
+        &mut self,
+        table: &Table,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        base: Option<&Array>,
+        scale: f32,
+        state: &mut Array,
+    ) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        let stores = (keys.element(), values.element());
+        if !kernels.attention.contains_key(&stores) {
+            let made = Attention::new(gpu, &kernels.spec, stores.0, stores.1)?;
+            kernels.attention.insert(stores, made);
+        }
+        let params = attention::Params {
+            scale,
+            based: u32::from(base.is_some()),
+        };
+        let arrays = attention::Arrays {
+            queries,
+            keys,
+            values,
+            base: base.unwrap_or(queries),
+            state,
+        };
+        kernels.attention[&stores].record(gpu, table, &arrays, params)
+    }
+
+    fn scores(&mut self, table: &Table, queries: &Array, keys: &Array, state: &Array, scale: f32, scores: &mut Array) -> Result<()> {
+        let groups = table.groups(1);
+        let partial = self.take_scratch(groups.iter().map(|group| group.floats(1)).max().unwrap_or(0))?;
+        let (kernels, gpu) = self.parts(table.dims)?;
+        let store = keys.element();
+        if !kernels.scores.contains_key(&store) {
+            let made = Scores::new(gpu, &kernels.spec, store)?;
+            kernels.scores.insert(store, made);
+        }
+        let sum = ready(&mut kernels.sum_blocks, || SumBlocks::new(gpu, &kernels.spec))?;
+        for group in groups {
+            kernels.scores[&store].record(gpu, table, group, [queries, keys, state, &partial], scale)?;
+            sum.record(gpu, table, group, 1, &partial, scores)?;
+        }
+        self.scratch = Some(partial);
+        Ok(())
+    }
+
+    fn loss(
+        &mut self,
+        table: &Table,
+        state: &Array,
+        teacher: &Array,
+        mass_weight: &Array,
+        error: &mut Array,
+        scalars: &mut Array,
+    ) -> Result<()> {
+        let spec = self.parts(table.dims)?.0.spec;
+        let sums = self.take_scratch(loss::sums(&spec, table.most_rows(), u64::from(table.len())))?;
+        let (kernels, gpu) = self.parts(table.dims)?;
+        ready(&mut kernels.loss, || Loss::new(gpu, &spec))?.record(gpu, table, [state, teacher, mass_weight, error, &sums, scalars])?;
+        self.scratch = Some(sums);
+        Ok(())
+    }
+
+    fn key_gradient(
+        &mut self,
+        table: &Table,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        error: &Array,
+        scale: f32,
+        gradient: &mut Array,
+    ) -> Result<()> {
+        let width = table.dims.dim;
+        let groups = table.groups(width);
+        let partial = self.take_scratch(groups.iter().map(|group| group.floats(width)).max().unwrap_or(0))?;
+        let (kernels, gpu) = self.parts(table.dims)?;
+        let blocks = ready(&mut kernels.key_gradient, || KeyGradient::new(gpu, &kernels.spec))?;
+        let sum = ready(&mut kernels.sum_blocks, || SumBlocks::new(gpu, &kernels.spec))?;
+        for group in groups {
+            blocks.record(gpu, table, group, [queries, keys, values, error, &partial], scale)?;
+            sum.record(gpu, table, group, width, &partial, gradient)?;
+        }
+        self.scratch = Some(partial);
+        Ok(())
+    }
+
+    fn weights(
+        &mut self,
+        table: &Table,
+        queries: &Array,
+        keys: &Array,
+        state: &Array,
+        scale: f32,
+        rows: Range<u32>,
+        weights: &mut Array,
+    ) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        let kernel = ready(&mut kernels.weights, || Weights::new(gpu, &kernels.spec))?;
+        kernel.record(gpu, table, [queries, keys, state, weights], scale, rows)
+    }
+
+    fn gram(&mut self, table: &Table, weights: &Array, rows: Range<u32>, gram: &mut Array) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        ready(&mut kernels.gram, || Gram::new(gpu, &kernels.spec))?.record(gpu, table, weights, rows, gram)
+    }
+
+    fn rhs(&mut self, table: &Table, weights: &Array, error: &Array, rows: Range<u32>, rhs: &mut Array) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        ready(&mut kernels.rhs, || Rhs::new(gpu, &kernels.spec))?.record(gpu, table, [weights, error, rhs], rows)
+    }
+
+    fn cholesky(&mut self, table: &Table, gram: &Array, ridge: &Array, factor: &mut Array, scalars: &mut Array) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        ready(&mut kernels.cholesky, || Cholesky::new(gpu, &kernels.spec))?.record(gpu, table, [gram, ridge, factor, scalars])
+    }
+
+    fn solve(&mut self, table: &Table, factor: &Array, rhs: &Array, anchor: &Array, values: &mut Array) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        ready(&mut kernels.solve, || Solve::new(gpu, &kernels.spec))?.record(gpu, table, [factor, rhs, anchor, values])
+    }
+
+    fn step(&mut self, table: &Table, origin: &Array, direction: &Array, lengths: &Array, trial: &mut Array) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        ready(&mut kernels.step, || Step::new(gpu, &kernels.spec))?.record(gpu, table, [origin, direction, lengths, trial])
+    }
+
+    fn slope(&mut self, table: &Table, gradient: &Array, direction: &Array, scalars: &mut Array) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        ready(&mut kernels.slope, || Slope::new(gpu, &kernels.spec))?.record(gpu, table, [gradient, direction, scalars])
+    }
+
+    fn lbfgs_direction(
+        &mut self,
+        table: &Table,
+        gradient: &Array,
+        history: &History<Array>,
+        direction: &mut Array,
+        scalars: &mut Array,
+    ) -> Result<()> {
+        if history.capacity > MOST_HISTORY {
+            return Err(Error::Unsupported {
+                what: "curvature pairs of a head".into(),
+                need: history.capacity.to_string(),
+                have: MOST_HISTORY.to_string(),
+                remedy: "use a smaller --history".into(),
+            });
+        }
+        let (kernels, gpu) = self.parts(table.dims)?;
+        let kernel = ready(&mut kernels.lbfgs_direction, || LbfgsDirection::new(gpu, &kernels.spec))?;
+        kernel.record(gpu, table, history, [gradient, direction, scalars])
+    }
+
+    fn lbfgs_push(
+        &mut self,
+        table: &Table,
+        lengths: &Array,
+        direction: &Array,
+        new_gradient: &Array,
+        gradient: &mut Array,
+        origin: &mut Array,
+        history: &mut History<Array>,
+        scalars: &mut Array,
+    ) -> Result<()> {
+        let (kernels, gpu) = self.parts(table.dims)?;
+        let push = ready(&mut kernels.lbfgs_push, || LbfgsPush::new(gpu, &kernels.spec))?;
+        let curvature = ready(&mut kernels.lbfgs_curvature, || LbfgsCurvature::new(gpu, &kernels.spec))?;
+        let advance = ready(&mut kernels.lbfgs_move, || LbfgsMove::new(gpu, &kernels.spec))?;
+        push.record(gpu, table, history, [lengths, direction, new_gradient, gradient])?;
+        curvature.record(gpu, table, history, scalars)?;
+        advance.record(gpu, table, [lengths, direction, new_gradient, gradient, origin])
+    }
+}

@@ -1,0 +1,64 @@
+//! The GPU engine: one small file a shader, under the shader's name, each with its parameters, its arrays in the order
+//! of the bindings and its grid.
+//!
+//! A [`Spec`] holds the numbers that a kernel's text and its grid are made from. [`GpuEngine`] compiles a kernel when
+//! it is first asked for and keeps it; [`sources`] gives the text of all of them with no device.
+
+mod attention;
+mod cholesky;
+mod copy_pairs;
+mod engine;
+mod gram;
+mod key_gradient;
+mod lbfgs_curvature;
+mod lbfgs_direction;
+mod lbfgs_move;
+mod lbfgs_push;
+mod loss;
+mod rhs;
+mod scores;
+mod slope;
+mod solve;
+mod spec;
+mod step;
+mod sum_blocks;
+mod table;
+mod weights;
+
+pub use engine::GpuEngine;
+pub use spec::{Machine, Spec, WORKGROUP_BYTES};
+pub use table::Table;
+
+use crate::gpu::{Element, Source};
+
+/// The text of every kernel in every store that it comes in, each with its entry points.
+#[must_use]
+pub fn sources(spec: &Spec) -> Vec<(Source, &'static [&'static str])> {
+    const MAIN: &[&str] = &["main"];
+    let stores = [Element::F32, Element::F16];
+    let mut sources = vec![
+        (
+            cholesky::Cholesky::source(spec),
+            ["mean", "fill", "diagonal", "panel", "trailing"].as_slice(),
+        ),
+        (copy_pairs::CopyPairs::source(spec), MAIN),
+        (gram::Gram::source(spec), MAIN),
+        (key_gradient::KeyGradient::source(spec), MAIN),
+        (lbfgs_curvature::LbfgsCurvature::source(spec), MAIN),
+        (lbfgs_direction::LbfgsDirection::source(spec), MAIN),
+        (lbfgs_move::LbfgsMove::source(spec), MAIN),
+        (lbfgs_push::LbfgsPush::source(spec), MAIN),
+        (loss::Loss::source(spec), ["rows", "finish"].as_slice()),
+        (rhs::Rhs::source(spec), MAIN),
+        (slope::Slope::source(spec), MAIN),
+        (solve::Solve::source(spec), MAIN),
+        (step::Step::source(spec), MAIN),
+        (sum_blocks::SumBlocks::source(spec), MAIN),
+        (weights::Weights::source(spec), MAIN),
+    ];
+    for keys in stores {
+        sources.push((scores::Scores::source(spec, keys), MAIN));
+        sources.extend(stores.map(|values| (attention::Attention::source(spec, keys, values), MAIN)));
+    }
+    sources
+}

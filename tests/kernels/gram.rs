@@ -1,0 +1,89 @@
+//! `G ← AᵀA`, block by block.
+
+use kvsculpt::engine::{Engine, Head, WEIGHT_ROWS};
+use kvsculpt::reference;
+
+use crate::batch::{Batch, batches, square, weights};
+use crate::compare::{EPSILON, SLACK, close, largest, poison, untouched, wide};
+
+pub fn ragged_batches<E: Engine>(engine: &mut E) {
+    for batch in batches() {
+        check(engine, batch);
+    }
+}
+
+/// Heads of one block, of two and of three, the last of one row.
+pub fn several_blocks<E: Engine>(engine: &mut E) {
+    check(
+        engine,
+        Batch::new((64, 64), &[(1500, 33), (200, 65), (2049, 7), (1024, 31)], &[0, 1, 2]),
+    );
+}
+
+fn check<E: Engine>(engine: &mut E, mut batch: Batch) {
+    let table = batch.table(engine);
+    let blocks = Blocks::new(&mut batch);
+    let mut gram = engine.upload("gram", &poison(batch.squares())).unwrap();
+    for (block, contents) in blocks.contents.iter().enumerate() {
+        let array = engine.upload("weights", contents).unwrap();
+        engine.gram(&table, &array, blocks.rows(block), &mut gram).unwrap();
+    }
+    let actual = engine.read(&gram).unwrap();
+    for (head, active) in batch.each() {
+        let actual = square(head, &actual);
+        if !active {
+            untouched("gram", head, actual);
+            continue;
+        }
+        let expected = reference::gram(&blocks.of(head), head.pairs as usize);
+        // |G_ij| ≤ the largest diagonal element.
+        let bound = EPSILON * (f64::from(head.rows).sqrt() + 1.0) * largest(&expected);
+        let pairs = head.pairs as usize;
+        for row in 0..pairs {
+            let lower = row * pairs..row * pairs + row + 1;
+            close("gram", head, &actual[lower.clone()], &expected[lower], SLACK * bound);
+        }
+    }
+}
+
+/// The contents of `weights` for one block after the other; beyond a head's own rows there is NaN.
+pub struct Blocks {
+    pub contents: Vec<Vec<f32>>,
+}
+
+impl Blocks {
+    pub fn new(batch: &mut Batch) -> Self {
+        let longest = batch.heads.iter().map(|head| head.rows).max().unwrap();
+        let contents = (0..longest.div_ceil(WEIGHT_ROWS))
+            .map(|block| {
+                let mut array = batch.random(batch.weights(), 0.7);
+                for head in &batch.heads {
+                    let end = (head.weights + head.rows.min(WEIGHT_ROWS) * head.pairs) as usize;
+                    array[head.weights as usize + (rows_in(head, block) * head.pairs) as usize..end].fill(f32::NAN);
+                }
+                array
+            })
+            .collect();
+        Self { contents }
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "a handful of blocks")]
+    pub fn rows(&self, block: usize) -> std::ops::Range<u32> {
+        let first = block as u32 * WEIGHT_ROWS;
+        first..first + WEIGHT_ROWS
+    }
+
+    /// All rows of a head's weights.
+    #[allow(clippy::cast_possible_truncation, reason = "a handful of blocks")]
+    pub fn of(&self, head: &Head) -> Vec<f64> {
+        let blocks = self.contents.iter().enumerate();
+        blocks
+            .flat_map(|(block, array)| wide(&weights(head, array)[..(rows_in(head, block as u32) * head.pairs) as usize]))
+            .collect()
+    }
+}
+
+/// How many of a head's rows lie in a block.
+fn rows_in(head: &Head, block: u32) -> u32 {
+    head.rows.saturating_sub(block * WEIGHT_ROWS).min(WEIGHT_ROWS)
+}

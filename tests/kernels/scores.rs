@@ -1,0 +1,46 @@
+//! `score_j = Σ_q e^{s q·k_j − l_q}`.
+
+use kvsculpt::engine::Engine;
+use kvsculpt::reference::{self, State};
+
+use crate::batch::{pairs, rows};
+use crate::compare::{EPSILON, SLACK, close, largest, poison, untouched};
+use crate::problem::{Problem, hard_problems, usual_problems};
+
+pub fn ragged_batches<E: Engine>(engine: &mut E) {
+    for problem in usual_problems() {
+        check(engine, &problem);
+    }
+}
+
+pub fn hard_inputs<E: Engine>(engine: &mut E) {
+    for problem in hard_problems() {
+        check(engine, &problem);
+    }
+}
+
+fn check<E: Engine>(engine: &mut E, problem: &Problem) {
+    let batch = &problem.batch;
+    let student = problem.student();
+    let table = batch.table(engine);
+    let queries = engine.upload("queries", &problem.queries).unwrap();
+    let keys = engine.upload("keys", &problem.keys).unwrap();
+    let state = engine.upload("state", &student).unwrap();
+    let mut scores = engine.upload("scores", &poison(batch.pairs())).unwrap();
+    engine.scores(&table, &queries, &keys, &state, problem.scale, &mut scores).unwrap();
+
+    let actual = engine.read(&scores).unwrap();
+    for (head, active) in batch.each() {
+        let actual = pairs(head, &actual, 1);
+        if !active {
+            untouched("scores", head, actual);
+            continue;
+        }
+        let single = problem.single(head);
+        let state = State::from_array(rows(head, &student, batch.state_row()), batch.value_dim());
+        let expected = reference::scores(&single.queries, &single.keys, single.dim, &state.mass, single.scale);
+        // Each weight's own error, and one part for each of the √rows additions.
+        let bound = (single.weight_error(&state.mass) + EPSILON * f64::from(head.rows).sqrt()) * largest(&expected);
+        close("scores", head, actual, &expected, SLACK * bound);
+    }
+}
