@@ -3,7 +3,7 @@
 //! Sums run in [`LANES`] lanes whatever the machine's own width, so every processor adds in the same order.
 //! Multiplications and additions are kept apart: a fused one is slow where the processor has none.
 
-use pulp::Arch;
+use super::vectorised::vectorised;
 
 /// Lanes a sum runs in.
 const LANES: usize = 16;
@@ -54,26 +54,26 @@ fn largest(row: &[f32], floor: f32) -> f32 {
     lanes.iter().fold(floor, |a, &b| if b > a { b } else { a })
 }
 
-/// Replaces each x by `e^{x − shift}` and returns their sum.
+/// Replaces each x by `e^{x − shift}`.
 #[inline(always)]
-fn exponentials(row: &mut [f32], shift: f32) -> f32 {
+fn exponentials(row: &mut [f32], shift: f32) {
+    for x in row {
+        *x = exponential(*x - shift);
+    }
+}
+
+/// The sum of a row.
+#[inline(always)]
+fn sum(row: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk.iter_mut()) {
-            *x = exponential(*x - shift);
-            *lane += *x;
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += x;
         }
     }
-    if !rest.is_empty() {
-        // A whole vector with surplus lanes is several times faster than the rest one by one.
-        let mut padded = [f32::NEG_INFINITY; LANES];
-        padded[..rest.len()].copy_from_slice(rest);
-        for (lane, x) in lanes.iter_mut().zip(padded.iter_mut()) {
-            *x = exponential(*x - shift);
-            *lane += *x;
-        }
-        rest.copy_from_slice(&padded[..rest.len()]);
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += x;
     }
     total(lanes)
 }
@@ -90,17 +90,17 @@ fn total(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Takes one tile of scores into a running softmax: replaces each row of scores by `e^{x − m}` with m the largest yet,
-/// and rescales what the state holds to that m.
-///
-/// A row of the state is `[outputs: value_dim, sum, m, 0, 0]` while it runs.
-pub(super) fn absorb(scores: &mut [f32], columns: usize, state: &mut [f32], value_dim: usize) {
-    Arch::new().dispatch(|| {
+vectorised! {
+    /// Takes one tile of scores into a running softmax: replaces each row of scores by `e^{x − m}` with m the largest yet,
+    /// and rescales what the state holds to that m.
+    ///
+    /// A row of the state is `[outputs: value_dim, sum, m, 0, 0]` while it runs.
+    pub(super) fn absorb<'a>(scores: &'a mut [f32], columns: usize, state: &'a mut [f32], value_dim: usize) -> () {
         for (row, state) in scores.chunks_exact_mut(columns).zip(state.chunks_exact_mut(value_dim + 4)) {
             let (outputs, running) = state.split_at_mut(value_dim);
             let before = running[1];
             let shift = largest(row, before);
-            let sum = exponentials(row, shift);
+            exponentials(row, shift);
             if shift > before {
                 let factor = exponential(before - shift);
                 running[0] *= factor;
@@ -109,42 +109,42 @@ pub(super) fn absorb(scores: &mut [f32], columns: usize, state: &mut [f32], valu
                     *output *= factor;
                 }
             }
-            running[0] += sum;
+            running[0] += sum(row);
         }
-    });
+    }
 }
 
-/// Replaces each row of scores by `e^{x − shift}`; `shifts` holds one for each row, `stride` floats apart.
-pub(super) fn shifted(scores: &mut [f32], columns: usize, shifts: &[f32], stride: usize) {
-    Arch::new().dispatch(|| {
+vectorised! {
+    /// Replaces each row of scores by `e^{x − shift}`; `shifts` holds one for each row, `stride` floats apart.
+    pub(super) fn shifted<'a>(scores: &'a mut [f32], columns: usize, shifts: &'a [f32], stride: usize) -> () {
         for (row, shift) in scores.chunks_exact_mut(columns).zip(shifts.iter().step_by(stride)) {
             exponentials(row, *shift);
         }
-    });
+    }
 }
 
-/// Adds the rows up: `totals_j ← totals_j + Σ_q e^{x_qj − shift_q}`.
-pub(super) fn add_columns(scores: &mut [f32], columns: usize, shifts: &[f32], stride: usize, totals: &mut [f32]) {
-    Arch::new().dispatch(|| {
+vectorised! {
+    /// Adds the rows up: `totals_j ← totals_j + Σ_q e^{x_qj − shift_q}`.
+    pub(super) fn add_columns<'a>(scores: &'a mut [f32], columns: usize, shifts: &'a [f32], stride: usize, totals: &'a mut [f32]) -> () {
         for (row, shift) in scores.chunks_exact_mut(columns).zip(shifts.iter().step_by(stride)) {
             exponentials(row, *shift);
             for (total, x) in totals.iter_mut().zip(row.iter()) {
                 *total += *x;
             }
         }
-    });
+    }
 }
 
-/// `m_qj ← p_qj (m_qj − r_q) c_q`, m holding `e·w_j`; `r` is one for each row, `stride` floats apart.
-pub(super) fn pull(m: &mut [f32], p: &[f32], columns: usize, r: &[f32], stride: usize, c: &[f32]) {
-    Arch::new().dispatch(|| {
+vectorised! {
+    /// `m_qj ← p_qj (m_qj − r_q) c_q`, m holding `e·w_j`; `r` is one for each row, `stride` floats apart.
+    pub(super) fn pull<'a>(m: &'a mut [f32], p: &'a [f32], columns: usize, r: &'a [f32], stride: usize, c: &'a [f32]) -> () {
         let rows = m.chunks_exact_mut(columns).zip(p.chunks_exact(columns));
         for ((m, p), (&r, &c)) in rows.zip(r.iter().step_by(stride).zip(c)) {
             for (m, p) in m.iter_mut().zip(p) {
                 *m = *p * (*m - r) * c;
             }
         }
-    });
+    }
 }
 
 #[cfg(test)]
@@ -191,7 +191,8 @@ mod tests {
             let mut row: Vec<f32> = (0..length).map(|i| f32::from(i * 37 % 23) - 9.5).collect();
             let exact: f64 = row.iter().map(|&x| f64::from(x - 13.0).exp()).sum();
             assert_eq!(largest(&row, -20.0), row.iter().copied().fold(-20.0, f32::max));
-            let sum = exponentials(&mut row, 13.0);
+            exponentials(&mut row, 13.0);
+            let sum = sum(&row);
             assert!((f64::from(sum) - exact).abs() < 1e-6 * exact, "{length}: {sum} {exact}");
             assert!(row.iter().all(|x| *x > 0.0));
         }

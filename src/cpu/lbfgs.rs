@@ -1,9 +1,9 @@
 //! Steps along a direction, and the directions of L-BFGS; every head on its own, sums in f64.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::layout;
+use super::vectorised::vectorised;
 use super::{Array, Table};
 use crate::engine::{History, scalar};
 use crate::error::Result;
@@ -28,19 +28,23 @@ fn sum(a: &[f32], b: &[f32], f: impl Fn(f64, f64) -> f64) -> f64 {
     lanes.iter().sum()
 }
 
-/// `a·b`.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    Arch::new().dispatch(|| sum(a, b, |a, b| a * b))
+vectorised! {
+    /// `a·b`.
+    fn dot<'a>(a: &'a [f32], b: &'a [f32]) -> f64 {
+        sum(a, b, |a, b| a * b)
+    }
 }
 
-/// `Σ |a|`.
-fn absolute_sum(a: &[f32]) -> f64 {
-    Arch::new().dispatch(|| sum(a, a, |a, _| a.abs()))
+vectorised! {
+    /// `Σ |a|`.
+    fn absolute_sum<'a>(a: &'a [f32]) -> f64 {
+        sum(a, a, |a, _| a.abs())
+    }
 }
 
-/// `max |a|`, or something not finite if any element is not.
-fn absolute_maximum(a: &[f32]) -> f32 {
-    Arch::new().dispatch(|| {
+vectorised! {
+    /// `max |a|`, or something not finite if any element is not.
+    fn absolute_maximum<'a>(a: &'a [f32]) -> f32 {
         let (mut largest, mut spoiled) = (0.0f32, 0.0f32);
         for &x in a {
             largest = if x.abs() > largest { x.abs() } else { largest };
@@ -48,16 +52,16 @@ fn absolute_maximum(a: &[f32]) -> f32 {
             spoiled += x * 0.0;
         }
         largest + spoiled
-    })
+    }
 }
 
-/// `target ← target + factor · source`.
-fn add_scaled(target: &mut [f32], factor: f32, source: &[f32]) {
-    Arch::new().dispatch(|| {
+vectorised! {
+    /// `target ← target + factor · source`.
+    fn add_scaled<'a>(target: &'a mut [f32], factor: f32, source: &'a [f32]) -> () {
         for (target, source) in target.iter_mut().zip(source) {
             *target += factor * *source;
         }
-    });
+    }
 }
 
 /// `target ← factor · target`.

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::layout::{self, Strand};
+use super::vectorised::vectorised;
 use super::{Array, Table};
 use crate::engine::scalar;
 use crate::error::Result;
@@ -38,9 +39,9 @@ impl Sums {
     }
 }
 
-/// Writes the error rows of some states and returns their sums.
-pub(super) fn error_rows(value_dim: usize, state: &[f32], teacher: &[f32], mass_weight: f32, error: &mut [f32]) -> Sums {
-    pulp::Arch::new().dispatch(|| {
+vectorised! {
+    /// Writes the error rows of some states and returns their sums.
+    pub(super) fn error_rows<'a>(value_dim: usize, state: &'a [f32], teacher: &'a [f32], mass_weight: f32, error: &'a mut [f32]) -> Sums {
         let width = value_dim + 4;
         let mut sums = Sums::default();
         let rows = state.chunks_exact(width).zip(teacher.chunks_exact(width));
@@ -48,7 +49,7 @@ pub(super) fn error_rows(value_dim: usize, state: &[f32], teacher: &[f32], mass_
             error_row(value_dim, state, teacher, mass_weight, error, &mut sums);
         }
         sums
-    })
+    }
 }
 
 /// Lanes the sums along a row run in; channels are a multiple of 4.

@@ -16,6 +16,7 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 mod values;
+mod vectorised;
 
 use crate::engine::{Dims, Head};
 

@@ -446,3 +446,48 @@ fn timing() {
     time("parts", 10.0 * unit, &mut || batch.evaluate_in_parts());
     time("solve", unit * 358.0 / 64.0, &mut || drop(batch.solve([1e-4, 1e-3])));
 }
+#[test]
+#[ignore = "a measurement"]
+fn split() {
+    use super::exponential::*;
+    use super::product::*;
+    let (k, d) = (358, 64);
+    for n in [64usize, 128, 168, 256, 336] {
+        let q: Vec<f32> = (0..n * d).map(|i| ((i % 97) as f32 - 48.0) * 0.02).collect();
+        let c: Vec<f32> = (0..k * d).map(|i| ((i % 89) as f32 - 44.0) * 0.02).collect();
+        let mut s = vec![0.0; n * k];
+        let mut m = vec![0.0; n * k];
+        let mut st = vec![0.0; n * (d + 4)];
+        let mut g = vec![0.0; k * d];
+        let inv = vec![1.0; n];
+        let flop = 2.0 * (n * k * d) as f64;
+        let mut best = [f64::MAX; 6];
+        for _ in 0..60 {
+            let mut t = std::time::Instant::now();
+            let mut lap = |i: usize| {
+                best[i] = best[i].min(t.elapsed().as_secs_f64());
+                t = std::time::Instant::now();
+            };
+            by_transpose(target(&mut s, k, k), 0.25, Rows::new(&q, d), Rows::new(&c, d));
+            lap(0);
+            absorb(&mut s, k, &mut st, d);
+            lap(1);
+            add_product(target(&mut st, d, d + 4), 1.0, Rows::new(&s, k), Rows::new(&c, d));
+            lap(2);
+            by_transpose(target(&mut m, k, k), 1.0, Rows::strided(&st, d, d + 4), Rows::new(&c, d));
+            lap(3);
+            pull(&mut m, &s, k, &st[d..], d + 4, &inv);
+            lap(4);
+            transpose_product(target(&mut g, d, d), true, 1.0, Rows::new(&m, k), Rows::new(&q, d));
+            lap(5);
+            st.fill(0.0);
+        }
+        let us = best.map(|b| (b * 1e6 * 10.0).round() / 10.0);
+        println!(
+            "n {n}: us/row {:.3} {us:?} GF/s {:?}  exp ns/el {:.2}",
+            best.iter().sum::<f64>() / n as f64 * 1e6,
+            [0, 2, 3, 5].map(|i| (flop / best[i] * 1e-9).round()),
+            best[1] / (n * k) as f64 * 1e9
+        );
+    }
+}
