@@ -50,7 +50,10 @@ fn run(capture: &Capture, mut options: Options, keep: f64, steps: Option<u32>) -
     options.keep = keep;
     options.steps = steps.unwrap_or(options.steps);
     let started = Instant::now();
-    let request = Request { options, ..Request::default() };
+    let request = Request {
+        options,
+        ..Request::default()
+    };
     let compression = compress(&mut CpuEngine::new(), capture, &request, &mut ())?;
     Ok((compression, started.elapsed().as_secs_f64()))
 }
@@ -58,8 +61,15 @@ fn run(capture: &Capture, mut options: Options, keep: f64, steps: Option<u32>) -
 fn table(capture: &Capture, keep: f64, steps: Option<u32>) -> Result<(), Failure> {
     let (ours, seconds) = run(capture, Options::default(), keep, steps)?;
     let column = |name, compression: &Compression, pick: fn(&kvsculpt::solver::Outcome) -> Option<kvsculpt::solver::Judged>, seconds| {
-        let merged = compression.outcomes.iter().map(|head| pick(head).and_then(|judged| judged.probe).map_or(f64::NAN, |probe| probe.merged));
-        Column { name, merged: merged.collect(), seconds }
+        let merged = compression
+            .outcomes
+            .iter()
+            .map(|head| pick(head).and_then(|judged| judged.probe).map_or(f64::NAN, |probe| probe.merged));
+        Column {
+            name,
+            merged: merged.collect(),
+            seconds,
+        }
     };
     let mut columns = vec![
         column("select", &ours, |head| Some(head.select), None),
@@ -67,21 +77,42 @@ fn table(capture: &Capture, keep: f64, steps: Option<u32>) -> Result<(), Failure
         column("default", &ours, |head| Some(head.result), Some(seconds)),
     ];
     let published = Options::published();
-    if let Ok((fit, _)) = run(capture, { let mut options = published.clone(); options.method = Method::SelectFit; options }, keep, None) {
+    if let Ok((fit, _)) = run(
+        capture,
+        {
+            let mut options = published.clone();
+            options.method = Method::SelectFit;
+            options
+        },
+        keep,
+        None,
+    ) {
         columns.insert(2, column("select-fit (published)", &fit, |head| Some(head.result), None));
         let (theirs, seconds) = run(capture, published, keep, steps)?;
         columns.insert(3, column("published", &theirs, |head| Some(head.result), Some(seconds)));
     }
-    println!("\n**{}**, keep {keep}: merged probe error\n", capture.metadata.get("model").map_or("capture", String::as_str));
-    println!("| layer | head | {} |", columns.iter().map(|column| column.name).collect::<Vec<_>>().join(" | "));
+    println!(
+        "\n**{}**, keep {keep}: merged probe error\n",
+        capture.metadata.get("model").map_or("capture", String::as_str)
+    );
+    println!(
+        "| layer | head | {} |",
+        columns.iter().map(|column| column.name).collect::<Vec<_>>().join(" | ")
+    );
     println!("|---|---|{}", "---|".repeat(columns.len()));
     for (number, head) in ours.outcomes.iter().enumerate() {
         let cells: Vec<String> = columns.iter().map(|column| format!("{:.2e}", column.merged[number])).collect();
         println!("| {} | {} | {} |", head.layer, head.head, cells.join(" | "));
     }
-    let means: Vec<String> = columns.iter().map(|column| format!("**{:.2e}**", column.merged.iter().sum::<f64>() / column.merged.len() as f64)).collect();
+    let means: Vec<String> = columns
+        .iter()
+        .map(|column| format!("**{:.2e}**", column.merged.iter().sum::<f64>() / column.merged.len() as f64))
+        .collect();
     println!("| mean | | {} |", means.join(" | "));
-    let seconds: Vec<String> = columns.iter().map(|column| column.seconds.map_or(String::new(), |seconds| format!("{seconds:.1} s"))).collect();
+    let seconds: Vec<String> = columns
+        .iter()
+        .map(|column| column.seconds.map_or(String::new(), |seconds| format!("{seconds:.1} s")))
+        .collect();
     println!("| time | | {} |", seconds.join(" | "));
     Ok(())
 }

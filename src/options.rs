@@ -25,7 +25,7 @@ pub enum Method {
 pub enum Tail {
     /// Exactly so many.
     Pairs(usize),
-    /// As the budget allows: an eighth of the kept pairs... see [`Tail::pairs`].
+    /// As the budget allows: see [`Split::uniform`].
     Auto,
 }
 

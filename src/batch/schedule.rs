@@ -49,10 +49,18 @@ fn excess(shapes: &[Shape], history: u32, budget: Budget, scratch: &impl Fn(&[Sh
     // Shaders count elements in 32 bits.
     let array = budget.array.min(4 * u64::from(u32::MAX));
     if bytes > array {
-        return Some(Error::OutOfMemory { label: label.to_owned(), bytes, available: array });
+        return Some(Error::OutOfMemory {
+            label: label.to_owned(),
+            bytes,
+            available: array,
+        });
     }
     let bytes = workspace.bytes() + scratch(shapes);
-    (bytes > budget.total).then(|| Error::OutOfMemory { label: "all arrays of one head".to_owned(), bytes, available: budget.total })
+    (bytes > budget.total).then(|| Error::OutOfMemory {
+        label: "all arrays of one head".to_owned(),
+        bytes,
+        available: budget.total,
+    })
 }
 
 #[cfg(test)]
@@ -61,14 +69,27 @@ mod tests {
     use crate::engine::Dims;
 
     fn shape(dim: u32, free: u32) -> Shape {
-        Shape { dims: Dims { dim, value_dim: dim }, tokens: 2048, fixed: 68, free, training: 1000, validation: 10, probe: 10 }
+        Shape {
+            dims: Dims { dim, value_dim: dim },
+            tokens: 2048,
+            fixed: 68,
+            free,
+            training: 1000,
+            validation: 10,
+            probe: 10,
+        }
     }
 
     #[test]
     fn packs_every_head_once_within_the_budget_and_never_mixes_dims() {
-        let shapes: Vec<Shape> = (0..40).map(|i| shape(if i % 3 == 0 { 64 } else { 128 }, 50 + 13 * (i % 7))).collect();
+        let shapes: Vec<Shape> = (0..40)
+            .map(|i| shape(if i % 3 == 0 { 64 } else { 128 }, 50 + 13 * (i % 7)))
+            .collect();
         let one = Workspace::new(&shapes[..1], 10).bytes();
-        let budget = Budget { total: 6 * one, array: u64::MAX };
+        let budget = Budget {
+            total: 6 * one,
+            array: u64::MAX,
+        };
         let batches = schedule(&shapes, 10, budget, |_| 0).unwrap();
         let mut seen: Vec<usize> = batches.concat();
         seen.sort_unstable();
@@ -84,9 +105,27 @@ mod tests {
 
     #[test]
     fn a_head_too_large_is_an_error_that_names_the_array() {
-        let error = schedule(&[shape(64, 1500)], 100, Budget { total: u64::MAX, array: 1 << 20 }, |_| 0).unwrap_err();
+        let error = schedule(
+            &[shape(64, 1500)],
+            100,
+            Budget {
+                total: u64::MAX,
+                array: 1 << 20,
+            },
+            |_| 0,
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("history"), "{error}");
-        let error = schedule(&[shape(64, 1500)], 100, Budget { total: 1 << 20, array: u64::MAX }, |_| 0).unwrap_err();
+        let error = schedule(
+            &[shape(64, 1500)],
+            100,
+            Budget {
+                total: 1 << 20,
+                array: u64::MAX,
+            },
+            |_| 0,
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("one head"), "{error}");
     }
 }

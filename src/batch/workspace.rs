@@ -64,7 +64,11 @@ impl Workspace {
     pub fn new(shapes: &[Shape], history: u32) -> Self {
         let mut sum = Self::default();
         for shape in shapes {
-            let (dim, value_dim, row) = (u64::from(shape.dims.dim), u64::from(shape.dims.value_dim), u64::from(shape.dims.state_row()));
+            let (dim, value_dim, row) = (
+                u64::from(shape.dims.dim),
+                u64::from(shape.dims.value_dim),
+                u64::from(shape.dims.state_row()),
+            );
             let (tokens, fixed, free) = (u64::from(shape.tokens), u64::from(shape.fixed), u64::from(shape.free));
             sum.keys += tokens * dim;
             sum.values += tokens * value_dim;
@@ -121,7 +125,16 @@ pub(crate) fn layout(shapes: &[Shape], count: impl Fn(&Shape) -> (u32, u32)) -> 
     let mut heads = Vec::with_capacity(shapes.len());
     for (index, shape) in (0u32..).zip(shapes) {
         let (rows, pairs) = count(shape);
-        heads.push(Head { index, row, rows, pair, pairs, square, weights, padding: 0 });
+        heads.push(Head {
+            index,
+            row,
+            rows,
+            pair,
+            pairs,
+            square,
+            weights,
+            padding: 0,
+        });
         row += rows;
         pair += pairs;
         square = square.wrapping_add(shape.free.wrapping_mul(shape.free));

@@ -31,30 +31,55 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
         for head in 0..layer.kv_heads {
             problems.push(Problem::new(capture, &layer, head, split, options)?);
         }
-        forms.push((index, layer.kv_heads, layer.dim, layer.value_dim, request.dtype.unwrap_or(layer.dtype)));
+        forms.push((
+            index,
+            layer.kv_heads,
+            layer.dim,
+            layer.value_dim,
+            request.dtype.unwrap_or(layer.dtype),
+        ));
     }
     timings.read = started.elapsed().as_secs_f64();
 
     let fitted = fit_all(engine, &problems, capture, request, &mut timings, observer)?;
     let mut heads = problems.iter().zip(&fitted);
     let layers = forms.into_iter().map(|(index, kv_heads, dim, value_dim, dtype)| {
-        let form = CompressedLayer { index, dim, value_dim, lengths: Vec::new(), key: Vec::new(), value: Vec::new(), bias: None, dtype };
+        let form = CompressedLayer {
+            index,
+            dim,
+            value_dim,
+            lengths: Vec::new(),
+            key: Vec::new(),
+            value: Vec::new(),
+            bias: None,
+            dtype,
+        };
         assemble(form, heads.by_ref().take(kv_heads))
     });
     let layers: Vec<CompressedLayer> = layers.collect();
     let outcomes: Vec<Outcome> = fitted.into_iter().map(|fitted| fitted.outcome).collect();
     let metadata = metadata(capture, options, split, &outcomes)?;
-    Ok(Compression { compressed: Compressed { layers, metadata }, outcomes, split, timings })
+    Ok(Compression {
+        compressed: Compressed { layers, metadata },
+        outcomes,
+        split,
+        timings,
+    })
 }
 
 /// The layers asked for, all present.
 fn chosen_layers(capture: &Capture, request: &Request) -> Result<Vec<usize>> {
-    let Some(wanted) = &request.layers else { return Ok(capture.layers.clone()) };
+    let Some(wanted) = &request.layers else {
+        return Ok(capture.layers.clone());
+    };
     let mut layers = wanted.clone();
     layers.sort_unstable();
     layers.dedup();
     if let Some(missing) = layers.iter().find(|layer| !capture.layers.contains(layer)) {
-        return Err(Error::option("--layers", format!("layer {missing} is not in the capture, which holds {:?}", capture.layers)));
+        return Err(Error::option(
+            "--layers",
+            format!("layer {missing} is not in the capture, which holds {:?}", capture.layers),
+        ));
     }
     if layers.is_empty() {
         return Err(Error::option("--layers", "names no layer"));
@@ -74,7 +99,10 @@ fn fit_all<E: Engine>(
     let options = &request.options;
     let shapes = problems.iter().map(Problem::shape).collect::<Result<Vec<Shape>>>()?;
     let history = if options.method == Method::Kvsculpt { options.history } else { 0 };
-    let budget = Budget { total: request.memory.unwrap_or(u64::MAX), array: engine.max_array_bytes() };
+    let budget = Budget {
+        total: request.memory.unwrap_or(u64::MAX),
+        array: engine.max_array_bytes(),
+    };
     let scratch = |shapes: &[Shape]| {
         let heads = layout(shapes, |shape| (shape.training, shape.tokens));
         shapes.first().map_or(0, |shape| engine.scratch_bytes(shape.dims, &heads))
@@ -92,7 +120,11 @@ fn fit_all<E: Engine>(
         let share: u64 = sizes.iter().map(Shape::work).sum();
         let mut watch = |part: f64| {
             let fraction = (work_done as f64 + part * share as f64) / work as f64;
-            if observer.progress(heads_done, problems.len(), fraction) { Ok(()) } else { Err(Error::Cancelled) }
+            if observer.progress(heads_done, problems.len(), fraction) {
+                Ok(())
+            } else {
+                Err(Error::Cancelled)
+            }
         };
         watch(0.0)?;
         for (head, outcome) in batch.iter().zip(fit(engine, &members, scale, options, timings, &mut watch)?) {
@@ -122,7 +154,10 @@ fn metadata(capture: &Capture, options: &Options, split: Split, outcomes: &[Outc
     let mut metadata = capture.metadata.clone();
     metadata.insert("format".into(), "kv-compressed".into());
     metadata.insert("version".into(), "1".into());
-    metadata.insert("method".into(), json("method", serde_json::to_string(&options.method))?.trim_matches('"').into());
+    metadata.insert(
+        "method".into(),
+        json("method", serde_json::to_string(&options.method))?.trim_matches('"').into(),
+    );
     metadata.insert("keep".into(), options.keep.to_string());
     metadata.insert("sinks".into(), split.sinks.to_string());
     metadata.insert("tail".into(), split.tail.to_string());

@@ -152,8 +152,14 @@ impl Descent {
         if self.search.is_none() && !descends {
             return self.fail();
         }
-        let search = self.search.get_or_insert_with(|| LineSearch::new(self.loss, reading.direction_slope, reading.direction_max));
-        match search.next(Point { length: self.length, loss: reading.loss, slope: reading.slope }) {
+        let search = self
+            .search
+            .get_or_insert_with(|| LineSearch::new(self.loss, reading.direction_slope, reading.direction_max));
+        match search.next(Point {
+            length: self.length,
+            loss: reading.loss,
+            slope: reading.slope,
+        }) {
             Verdict::Try { length, promote } => {
                 self.length = length;
                 Action::Again { promote }
@@ -186,7 +192,11 @@ impl Descent {
         } else {
             self.length = self.allowance.learning_rate;
         }
-        Action::Accept { source, length: point.length, go_on: self.rest.is_none() }
+        Action::Accept {
+            source,
+            length: point.length,
+            go_on: self.rest.is_none(),
+        }
     }
 
     /// A direction that leads nowhere: forget the history and go straight down once, else rest.
@@ -204,7 +214,11 @@ impl Descent {
 
     fn redirect(&mut self) -> Action {
         // Straight down, the gradient's own length says nothing: the first step moves by about one in all.
-        let first = if self.filled == 0 { (1.0 / self.gradient_sum).min(1.0) } else { 1.0 };
+        let first = if self.filled == 0 {
+            (1.0 / self.gradient_sum).min(1.0)
+        } else {
+            1.0
+        };
         self.length = first * self.allowance.learning_rate;
         Action::Redirect
     }

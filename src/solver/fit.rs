@@ -8,7 +8,7 @@ use super::problem::Problem;
 use super::rowset::{FullCache, Kind, RowSet};
 use super::seed::{attended, drawn};
 use super::values::{ValueSolve, length};
-use super::{Errors, Judged, Outcome, Stop, Timings};
+use super::{Judged, Outcome, Stop, Timings};
 use crate::batch::{Shape, Workspace};
 use crate::engine::{Dims, Engine, Head, SCALARS, scalar};
 use crate::error::{Error, Result};
@@ -77,9 +77,9 @@ pub(crate) fn fit<E: Engine>(
                 tokens: problems[index].split.tokens,
                 kept: problems[index].split.kept(),
                 free: problems[index].split.free,
-                result: result[index].judged,
-                select: select[index].judged,
-                select_fit: select_fit.as_ref().map(|judged| judged[index].judged),
+                result: result[index],
+                select: select[index],
+                select_fit: select_fit.as_ref().map(|judged| judged[index]),
                 iterations: descent.map_or(0, |descent| descent.iterations),
                 evaluations: descent.map_or(0, |descent| descent.evaluations),
                 stop: track.stops[index],
@@ -97,13 +97,6 @@ fn timed<T>(seconds: &mut f64, stage: impl FnOnce() -> Result<T>) -> Result<T> {
     outcome
 }
 
-/// A judgement with the part that is not reported.
-#[derive(Clone, Copy, Debug)]
-struct Verdict {
-    judged: Judged,
-    validation: Option<Errors>,
-}
-
 /// Which candidate of each head is the best so far, and which heads still work.
 #[derive(Debug)]
 struct Track {
@@ -117,9 +110,12 @@ struct Track {
 }
 
 impl Track {
-    fn new(heads: usize, select: &[Verdict]) -> Self {
+    fn new(heads: usize, select: &[Judged]) -> Self {
         Self {
-            best: select.iter().map(|verdict| verdict.validation.map_or(f64::INFINITY, |errors| errors.merged)).collect(),
+            best: select
+                .iter()
+                .map(|judged| judged.validation.map_or(f64::INFINITY, |errors| errors.merged))
+                .collect(),
             in_hand: vec![true; heads],
             without_gain: vec![0; heads],
             stops: vec![Stop::NotOptimised; heads],
@@ -225,14 +221,23 @@ impl<'a, E: Engine> Batch<'a, E> {
 
     /// The sums of the loss on the training rows for the keys and values in hand.
     fn training_sums(&mut self, engine: &mut E) -> Result<Vec<f32>> {
-        let Self { training: rows, keys, values, error, scalars, mass_weight, scale, .. } = self;
+        let Self {
+            training: rows,
+            keys,
+            values,
+            error,
+            scalars,
+            mass_weight,
+            scale,
+            ..
+        } = self;
         engine.attention(&rows.table, &rows.queries, keys, values, Some(&rows.base), *scale, &mut rows.state)?;
         engine.loss(&rows.table, &rows.state, &rows.teacher, mass_weight, error, scalars)?;
         engine.read(scalars)
     }
 
     /// What the keys and values in hand are worth, head by head.
-    fn judge(&mut self, engine: &mut E) -> Result<Vec<Verdict>> {
+    fn judge(&mut self, engine: &mut E) -> Result<Vec<Judged>> {
         let heads = self.training.heads.len();
         let found = self.training_sums(engine)?;
         let Self { keys, values, scale, .. } = self;
@@ -241,19 +246,23 @@ impl<'a, E: Engine> Batch<'a, E> {
             None => Ok(vec![None; heads]),
         };
         let (validation, probe) = (on(&mut self.validation)?, on(&mut self.probe)?);
-        let verdicts = self.training.heads.iter().zip(validation).zip(probe).map(|((head, validation), probe)| {
-            let at = |place: usize| f64::from(found[head.index as usize * SCALARS + place]);
-            Verdict {
-                judged: Judged {
+        let judged = self
+            .training
+            .heads
+            .iter()
+            .zip(validation)
+            .zip(probe)
+            .map(|((head, validation), probe)| {
+                let at = |place: usize| f64::from(found[head.index as usize * SCALARS + place]);
+                Judged {
                     loss: loss(&found, head, &self.mass_weights),
                     output: at(scalar::OUTPUT) / at(scalar::SCALE),
                     mass: (at(scalar::MASS) / f64::from(head.rows)).sqrt(),
+                    validation,
                     probe,
-                },
-                validation,
-            }
-        });
-        Ok(verdicts.collect())
+                }
+            });
+        Ok(judged.collect())
     }
 
     /// Solves the values of these heads for the keys in hand.
@@ -299,7 +308,13 @@ impl<'a, E: Engine> Batch<'a, E> {
 
     /// Puts the best candidate of every head back in hand.
     fn restore_best(&mut self, engine: &mut E, track: &Track) -> Result<()> {
-        let worse: Vec<Head> = self.training.heads.iter().filter(|head| !track.in_hand[head.index as usize]).copied().collect();
+        let worse: Vec<Head> = self
+            .training
+            .heads
+            .iter()
+            .filter(|head| !track.in_hand[head.index as usize])
+            .copied()
+            .collect();
         engine.set_table(&mut self.chosen, &worse)?;
         engine.copy_pairs(&self.chosen, self.dims.dim, &self.best_keys, &mut self.keys)?;
         engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.best_values, &mut self.values)
@@ -334,7 +349,9 @@ impl<'a, E: Engine> Batch<'a, E> {
                     scalars: &mut self.scalars,
                     scale: self.scale,
                 };
-                keys.cycle(engine, &heads, on, allowance.evaluations, |share| watch((f64::from(cycle) + share) / f64::from(cycles)))
+                keys.cycle(engine, &heads, on, allowance.evaluations, |share| {
+                    watch((f64::from(cycle) + share) / f64::from(cycles))
+                })
             })?;
             self.drop_broken(engine, &keys, track, &mut heads)?;
             timed(&mut timings.values, || self.refit(engine, solve, &heads))?;

@@ -153,7 +153,10 @@ impl<E: Engine> KeySteps<E> {
             engine.set_table(table, heads)?;
         }
         engine.copy_pairs(&self.tables.promoted, self.dims.dim, &self.trial_gradient, &mut self.best_gradient)?;
-        for (table, new_gradient) in [(&self.tables.from_trial, &self.trial_gradient), (&self.tables.from_best, &self.best_gradient)] {
+        for (table, new_gradient) in [
+            (&self.tables.from_trial, &self.trial_gradient),
+            (&self.tables.from_best, &self.best_gradient),
+        ] {
             engine.lbfgs_push(
                 table,
                 &self.accepted,
@@ -165,7 +168,13 @@ impl<E: Engine> KeySteps<E> {
                 on.scalars,
             )?;
         }
-        engine.lbfgs_direction(&self.tables.directed, &self.gradient, &self.history, &mut self.direction, on.scalars)?;
+        engine.lbfgs_direction(
+            &self.tables.directed,
+            &self.gradient,
+            &self.history,
+            &mut self.direction,
+            on.scalars,
+        )?;
         actions.retain(|(_, action)| !matches!(action, Action::Rest | Action::Accept { go_on: false, .. }));
         if actions.is_empty() {
             return Ok(());
@@ -176,7 +185,11 @@ impl<E: Engine> KeySteps<E> {
     }
 
     /// Step lengths, accepted lengths and history cursors, as the machines have them now.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "lengths in single precision; slots are small numbers")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "lengths in single precision; slots are small numbers"
+    )]
     fn write_scalars(&mut self, engine: &mut E, actions: &[(Head, Action)]) -> Result<()> {
         let mut accepted = vec![0.0; self.descents.len()];
         for (head, action) in actions {
@@ -185,7 +198,11 @@ impl<E: Engine> KeySteps<E> {
             }
         }
         let lengths: Vec<f32> = self.descents.iter().map(|descent| descent.length as f32).collect();
-        let cursor: Vec<f32> = self.descents.iter().flat_map(|descent| [descent.filled as f32, descent.newest as f32]).collect();
+        let cursor: Vec<f32> = self
+            .descents
+            .iter()
+            .flat_map(|descent| [descent.filled as f32, descent.newest as f32])
+            .collect();
         engine.write(&mut self.accepted, &accepted)?;
         engine.write(&mut self.lengths, &lengths)?;
         engine.write(&mut self.history.cursor, &cursor)
@@ -209,7 +226,12 @@ fn evaluate<E: Engine>(
         mass_weight: on.mass_weight,
         scale: on.scale,
     };
-    let outputs = Evaluated { state: &mut on.rows.state, error: on.error, gradient, scalars: on.scalars };
+    let outputs = Evaluated {
+        state: &mut on.rows.state,
+        error: on.error,
+        gradient,
+        scalars: on.scalars,
+    };
     engine.evaluate(table, &inputs, outputs)
 }
 

@@ -62,7 +62,12 @@ impl LineSearch {
     /// A search from a point with this loss; slope and size of the direction become known with the first trial.
     pub(crate) fn new(loss: f64, slope: f64, direction_max: f64) -> Self {
         let start = Point { length: 0.0, loss, slope };
-        Self { start, direction_max, phase: Phase::Bracket { previous: start }, evaluations: 0 }
+        Self {
+            start,
+            direction_max,
+            phase: Phase::Bracket { previous: start },
+            evaluations: 0,
+        }
     }
 
     /// Takes the evaluation of the length asked for last.
@@ -108,14 +113,22 @@ impl LineSearch {
         if self.flattens(trial) {
             return Verdict::TakeTrial(trial);
         }
-        let high = if trial.slope * (high.length - low.length) >= 0.0 { low } else { high };
+        let high = if trial.slope * (high.length - low.length) >= 0.0 {
+            low
+        } else {
+            high
+        };
         self.shrink(trial, high, cornered, true)
     }
 
     /// Asks for the next length inside the interval, or ends where the interval or the patience is used up.
     /// `promote`: `low` is the trial just evaluated.
     fn shrink(&mut self, low: Point, high: Point, cornered: bool, promote: bool) -> Verdict {
-        let (least, most) = if low.length < high.length { (low.length, high.length) } else { (high.length, low.length) };
+        let (least, most) = if low.length < high.length {
+            (low.length, high.length)
+        } else {
+            (high.length, low.length)
+        };
         let width = most - least;
         if self.evaluations >= MOST_EVALUATIONS || !(width * self.direction_max > SMALLEST_MOVE) {
             return match (low.length > 0.0 && low.loss < self.start.loss, promote) {
@@ -124,12 +137,20 @@ impl LineSearch {
                 (true, false) => Verdict::TakeBest(low),
             };
         }
-        let mut length = if high.finite() { cubic_minimum(low, high, least, most) } else { low.length + 0.1 * (high.length - low.length) };
+        let mut length = if high.finite() {
+            cubic_minimum(low, high, least, most)
+        } else {
+            low.length + 0.1 * (high.length - low.length)
+        };
         // Too near an end twice in a row, the interval would hardly shrink: step a tenth inside.
         let margin = 0.1 * width;
         let near = high.finite() && (most - length).min(length - least) < margin;
         let cornered = if near && (cornered || length >= most || length <= least) {
-            length = if most - length < length - least { most - margin } else { least + margin };
+            length = if most - length < length - least {
+                most - margin
+            } else {
+                least + margin
+            };
             false
         } else {
             near
@@ -150,7 +171,11 @@ fn cubic_minimum(a: Point, b: Point, least: f64, most: f64) -> f64 {
     } else {
         f64::NAN
     };
-    if minimum.is_finite() { minimum.clamp(least, most) } else { 0.5 * (least + most) }
+    if minimum.is_finite() {
+        minimum.clamp(least, most)
+    } else {
+        0.5 * (least + most)
+    }
 }
 
 #[cfg(test)]
@@ -195,7 +220,12 @@ mod tests {
         let functions: [fn(f64) -> (f64, f64); 3] = [
             |t| ((t - 3.0).powi(2), 2.0 * (t - 3.0)),
             |t| (-t / (t * t + 2.0), (t * t - 2.0) / (t * t + 2.0).powi(2)),
-            |t| ((t - 1.0).powi(4) + 0.1 * (5.0 * t).sin(), 4.0 * (t - 1.0).powi(3) + 0.5 * (5.0 * t).cos()),
+            |t| {
+                (
+                    (t - 1.0).powi(4) + 0.1 * (5.0 * t).sin(),
+                    4.0 * (t - 1.0).powi(3) + 0.5 * (5.0 * t).cos(),
+                )
+            },
         ];
         for function in functions {
             // The last function rises at first from 0 in no case: all three slopes at 0 are negative.
@@ -210,7 +240,13 @@ mod tests {
 
     #[test]
     fn steps_back_from_values_that_are_not_finite() {
-        let function = |t: f64| if t > 0.3 { (f64::NAN, f64::NAN) } else { ((t - 0.2).powi(2), 2.0 * (t - 0.2)) };
+        let function = |t: f64| {
+            if t > 0.3 {
+                (f64::NAN, f64::NAN)
+            } else {
+                ((t - 0.2).powi(2), 2.0 * (t - 0.2))
+            }
+        };
         let (length, _) = search(function, 5.0).unwrap();
         assert!(strong_wolfe(function, length));
     }

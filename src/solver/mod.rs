@@ -108,6 +108,9 @@ pub struct Judged {
     pub output: f64,
     /// Root mean square of `l̂ − l` on training rows.
     pub mass: f64,
+    /// On validation rows, where any are held out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub validation: Option<Errors>,
     /// On probe rows.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub probe: Option<Errors>,
@@ -156,12 +159,6 @@ impl Observer for () {}
 
 /// Errors of a student's state against its teacher's, `[rows, value_dim + 4]` both.
 fn merged_errors(student: &[f32], teacher: &[f32], value_dim: usize) -> Errors {
-    let widen = |state: &[f32]| {
-        let rows = state.chunks_exact(value_dim + 4);
-        reference::State {
-            output: rows.clone().flat_map(|row| &row[..value_dim]).map(|&x| f64::from(x)).collect(),
-            mass: rows.map(|row| f64::from(row[value_dim])).collect(),
-        }
-    };
-    reference::merged::errors(&widen(student), &widen(teacher), value_dim)
+    let state = |array| reference::State::from_array(array, value_dim);
+    reference::merged::errors(&state(student), &state(teacher), value_dim)
 }

@@ -29,7 +29,10 @@ impl Problem {
         Ok(Self {
             layer: layer.index,
             head,
-            dims: Dims { dim: count(layer.dim)?, value_dim: count(layer.value_dim)? },
+            dims: Dims {
+                dim: count(layer.dim)?,
+                value_dim: count(layer.value_dim)?,
+            },
             split,
             keys: layer.key[head * keys..(head + 1) * keys].to_vec(),
             values: layer.value[head * values..(head + 1) * values].to_vec(),

@@ -36,7 +36,10 @@ pub(crate) fn rows(capture: &Capture, layer: &Layer, head: usize, split: Split, 
         return Ok(rows);
     }
     let Some(queries) = &layer.query else {
-        return Err(Error::file(&capture.path, format!("layer {} has neither `query` nor `reference_query`", layer.index)));
+        return Err(Error::file(
+            &capture.path,
+            format!("layer {} has neither `query` nor `reference_query`", layer.index),
+        ));
     };
     let (training, validation) = draws(layer.tokens, capture.next_position, split, options);
     for query_head in heads {
@@ -58,7 +61,11 @@ fn split_given(queries: &Queries, dim: usize, heads: std::ops::Range<usize>, opt
     for query_head in heads {
         let all = &queries.data[query_head * queries.rows * dim..(query_head + 1) * queries.rows * dim];
         for (number, row) in all.chunks_exact(dim).enumerate() {
-            let target = if holds_out && number % 8 == 4 { &mut rows.validation } else { &mut rows.training };
+            let target = if holds_out && number % 8 == 4 {
+                &mut rows.validation
+            } else {
+                &mut rows.training
+            };
             target.extend_from_slice(row);
         }
     }
@@ -75,16 +82,26 @@ fn draws(tokens: usize, next_position: usize, split: Split, options: &Options) -
     let held = options.validation_rows.min(all / 2);
     let held_recent = held * recent / all;
     let first_position = next_position - tokens;
-    let recent_draws = (tokens - recent..tokens).map(|token| Draw { token, position: first_position + token });
+    let recent_draws = (tokens - recent..tokens).map(|token| Draw {
+        token,
+        position: first_position + token,
+    });
     let context_draws = (0..context).map(|i| Draw {
-        token: if context > 1 { i * (tokens - 1) / (context - 1) } else { tokens - 1 },
+        token: if context > 1 {
+            i * (tokens - 1) / (context - 1)
+        } else {
+            tokens - 1
+        },
         position: next_position + i,
     });
     let (mut training, mut validation) = (Vec::new(), Vec::new());
     deal(recent_draws, recent, held_recent, &mut training, &mut validation);
     deal(context_draws, context, held - held_recent, &mut training, &mut validation);
     if training.is_empty() {
-        training.push(Draw { token: tokens - 1, position: next_position });
+        training.push(Draw {
+            token: tokens - 1,
+            position: next_position,
+        });
     }
     (training, validation)
 }
@@ -103,7 +120,12 @@ mod tests {
     use super::*;
 
     fn split(tail: usize) -> Split {
-        Split { tokens: 2048, sinks: 0, free: 358, tail }
+        Split {
+            tokens: 2048,
+            sinks: 0,
+            free: 358,
+            tail,
+        }
     }
 
     #[test]
@@ -111,17 +133,40 @@ mod tests {
         let (training, validation) = draws(2048, 2048, split(256), &Options::published());
         assert!(validation.is_empty());
         assert_eq!(training.len(), 384);
-        assert_eq!(training[0], Draw { token: 1792, position: 1792 });
-        assert_eq!(training[255], Draw { token: 2047, position: 2047 });
+        assert_eq!(
+            training[0],
+            Draw {
+                token: 1792,
+                position: 1792
+            }
+        );
+        assert_eq!(
+            training[255],
+            Draw {
+                token: 2047,
+                position: 2047
+            }
+        );
         assert_eq!(training[256], Draw { token: 0, position: 2048 });
         assert_eq!(training[257], Draw { token: 16, position: 2049 });
-        assert_eq!(training[383], Draw { token: 2047, position: 2175 });
+        assert_eq!(
+            training[383],
+            Draw {
+                token: 2047,
+                position: 2175
+            }
+        );
     }
 
     #[test]
     fn held_out_rows_are_never_trained_on_and_counted_exactly() {
         for (recent, context, held) in [(256, 512, 64), (0, 100, 10), (16, 0, 5), (256, 2048, 511), (1, 1, 9)] {
-            let options = Options { recent_rows: Some(recent), context_rows: context, validation_rows: held, ..Options::published() };
+            let options = Options {
+                recent_rows: Some(recent),
+                context_rows: context,
+                validation_rows: held,
+                ..Options::published()
+            };
             let (training, validation) = draws(2048, 5000, split(64), &options);
             assert_eq!(training.len() + validation.len(), recent + context);
             assert_eq!(validation.len(), held.min((recent + context) / 2), "{recent} {context} {held}");

@@ -86,7 +86,9 @@ impl<E: Engine> RowSet<E> {
         cache: &FullCache<E>,
         scale: f32,
     ) -> Result<Option<Self>> {
-        let Some(dims) = shapes.first().map(|shape| shape.dims) else { return Ok(None) };
+        let Some(dims) = shapes.first().map(|shape| shape.dims) else {
+            return Ok(None);
+        };
         let with_rows = |pairs: fn(&Shape) -> u32| {
             let mut heads = layout(shapes, |shape| (kind.count(shape), pairs(shape)));
             heads.retain(|head| head.rows > 0);
@@ -107,7 +109,15 @@ impl<E: Engine> RowSet<E> {
         engine.attention(&table, &queries, &cache.fixed_keys, &cache.fixed_values, None, scale, &mut base)?;
         let state = engine.zeros("state", floats)?;
         let table = engine.table(dims, &heads)?;
-        Ok(Some(Self { queries, teacher, base, state, table, heads, dims }))
+        Ok(Some(Self {
+            queries,
+            teacher,
+            base,
+            state,
+            table,
+            heads,
+            dims,
+        }))
     }
 
     /// Channels of a value.

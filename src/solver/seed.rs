@@ -15,7 +15,9 @@ pub(crate) fn attended<E: Engine>(
     cache: &FullCache<E>,
     scale: f32,
 ) -> Result<Vec<Vec<usize>>> {
-    let Some(dims) = shapes.first().map(|shape| shape.dims) else { return Ok(Vec::new()) };
+    let Some(dims) = shapes.first().map(|shape| shape.dims) else {
+        return Ok(Vec::new());
+    };
     let heads = layout(shapes, |shape| (shape.training, shape.tokens));
     let pairs: usize = problems.iter().map(|problem| problem.split.tokens).sum();
     let table = engine.table(dims, &heads)?;

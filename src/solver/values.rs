@@ -12,8 +12,9 @@ use crate::options::{Options, Strength};
 
 /// A head whose Gram cannot be factored gets ten times the ridge, at most so often.
 const MOST_RAISES: u32 = 8;
-/// What a raise starts from where the ridge itself is smaller, in units of the Gram's mean diagonal.
-const LEAST_RAISE: f32 = 1e-6;
+/// What a raise starts from where the ridge itself is smaller. Absolute, for a Gram may be zero: where sinks and tail hold
+/// all the mass the free pairs have none, and any ridge at all leaves them at their anchor.
+const LEAST_RAISE: f32 = 1e-9;
 
 /// The arrays of the value solve.
 #[derive(Debug)]
@@ -31,7 +32,14 @@ pub(crate) struct ValueSolve<E: Engine> {
 }
 
 impl<E: Engine> ValueSolve<E> {
-    pub(crate) fn new(engine: &mut E, dims: Dims, problems: &[&Problem], heads: &[Head], sizes: &Workspace, options: &Options) -> Result<Self> {
+    pub(crate) fn new(
+        engine: &mut E,
+        dims: Dims,
+        problems: &[&Problem],
+        heads: &[Head],
+        sizes: &Workspace,
+        options: &Options,
+    ) -> Result<Self> {
         #[allow(clippy::cast_possible_truncation, reason = "a strength needs no more than single precision")]
         let ridge = match options.ridge {
             Strength::Absolute(strength) => [strength as f32, 0.0],
@@ -71,7 +79,15 @@ impl<E: Engine> ValueSolve<E> {
         let most = heads.iter().map(|head| head.rows).max().unwrap_or(0);
         for first in (0..most).step_by(WEIGHT_ROWS as usize) {
             let block = first..(first + WEIGHT_ROWS).min(most);
-            engine.weights(&self.table, &rows.queries, keys, &rows.state, scale, block.clone(), &mut self.weights)?;
+            engine.weights(
+                &self.table,
+                &rows.queries,
+                keys,
+                &rows.state,
+                scale,
+                block.clone(),
+                &mut self.weights,
+            )?;
             engine.gram(&self.table, &self.weights, block.clone(), &mut self.gram)?;
             engine.rhs(&self.table, &self.weights, error, block, &mut self.rhs)?;
         }
@@ -101,9 +117,9 @@ impl<E: Engine> ValueSolve<E> {
             raised = true;
             for head in &open {
                 let [absolute, relative] = [2 * head.index as usize, 2 * head.index as usize + 1];
-                strengths[absolute] *= 10.0;
-                strengths[relative] = (strengths[relative] * 10.0).max(LEAST_RAISE);
-                tracing::debug!(head = head.index, ridge = strengths[relative], "raised the ridge of a Gram that cannot be factored");
+                strengths[absolute] = (strengths[absolute] * 10.0).max(LEAST_RAISE);
+                strengths[relative] *= 10.0;
+                tracing::debug!(head = head.index, "raised the ridge of a Gram that cannot be factored");
             }
             engine.write(&mut self.ridge, &strengths)?;
         }
