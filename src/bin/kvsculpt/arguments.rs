@@ -101,8 +101,7 @@ enum AnchorKind {
 /// What decides the result; what is not given is the preset's.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct OptionArguments {
-    /// Fraction of the pairs that is kept, sinks and tail counted [default: 0.3]
-    #[arg(long, value_name = "FRACTION")]
+    #[arg(long, value_name = "FRACTION", help = with_presets("Fraction of the pairs that is kept, sinks and tail counted", |options| options.keep.to_string()))]
     keep: Option<f64>,
     /// How a head's short cache is made [default: kvsculpt]
     #[arg(long, value_enum)]
@@ -110,14 +109,17 @@ pub(crate) struct OptionArguments {
     /// Where the options that are not given come from
     #[arg(long, value_enum, default_value_t = PresetKind::Default)]
     preset: PresetKind,
-    /// Newest pairs that stay as they are: a number, or `auto` for a quarter of the kept pairs, at most 256
-    #[arg(long, value_name = "PAIRS|auto", value_parser = tail)]
+    #[arg(long, value_name = "PAIRS|auto", value_parser = tail, help = with_presets(
+        "Newest pairs that stay as they are: a number, or `auto` for a quarter of the kept pairs, at most 256",
+        |options| match options.tail {
+            Tail::Auto => "auto".into(),
+            Tail::Pairs(pairs) => pairs.to_string(),
+        },
+    ))]
     tail: Option<Tail>,
-    /// First pairs that stay as they are
-    #[arg(long, value_name = "PAIRS")]
+    #[arg(long, value_name = "PAIRS", help = with_presets("First pairs that stay as they are", |options| options.sinks.to_string()))]
     sinks: Option<usize>,
-    /// Outer steps of key optimisation
-    #[arg(long)]
+    #[arg(long, help = with_presets("Outer steps of key optimisation", |options| options.steps.to_string()))]
     steps: Option<u32>,
     /// Seeds the method `random` [default: 0]
     #[arg(long)]
@@ -126,43 +128,51 @@ pub(crate) struct OptionArguments {
     finer: FinerArguments,
 }
 
-/// The finer points of the method. A STRENGTH is a plain number (`1e-3`), or a number followed by x (`1e-3x`): so many times the
-/// head's own scale.
+/// The finer points of the method. A strength is a plain number as in the paper (`1e-3`), or a number followed by x (`1e-3x`): so
+/// many times the head's own scale.
 #[derive(Clone, Debug, Args)]
-#[command(
-    next_help_heading = "The method's finer points (a STRENGTH is a plain number as in the paper, e.g. 1e-3, or with an x behind it, 1e-3x, \
-                               so many times the head's own scale)"
-)]
+#[command(next_help_heading = "Finer points (STRENGTH: a number, or 1e-3x for so many times the head's own scale)")]
 struct FinerArguments {
-    /// What an error in the mass costs beside one in the output; x: times the teacher's mean squared output
-    #[arg(long, value_name = "STRENGTH", value_parser = strength)]
+    #[arg(long, value_name = "STRENGTH", value_parser = strength, help = with_presets(
+        "What an error in the mass costs beside one in the output; x: times the teacher's mean squared output",
+        |options| written(options.mass_weight),
+    ))]
     mass_weight: Option<Strength>,
-    /// Ridge of the value solve; x: times the Gram's mean diagonal
-    #[arg(long, value_name = "STRENGTH", value_parser = strength)]
+    #[arg(long, value_name = "STRENGTH", value_parser = strength, help = with_presets(
+        "Ridge of the value solve; x: times the Gram's mean diagonal",
+        |options| written(options.ridge),
+    ))]
     ridge: Option<Strength>,
-    /// What the ridge pulls values toward
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help = with_presets("What the ridge pulls values toward", |options| match options.anchor {
+        Anchor::Zero => "zero".into(),
+        Anchor::Seed => "seed".into(),
+    }))]
     anchor: Option<AnchorKind>,
-    /// Training rows a query head from the whole context, turned to the positions that follow
-    #[arg(long, value_name = "ROWS")]
+    #[arg(long, value_name = "ROWS", help = with_presets(
+        "Training rows a query head from the whole context, turned to the positions that follow",
+        |options| options.context_rows.to_string(),
+    ))]
     context_rows: Option<usize>,
-    /// Training rows a query head at the newest positions; `tail`: as many as the tail is long
-    #[arg(long, value_name = "ROWS|tail", value_parser = recent_rows)]
+    #[arg(long, value_name = "ROWS|tail", value_parser = recent_rows, help = with_presets(
+        "Training rows a query head at the newest positions; `tail`: as many as the tail is long",
+        |options| options.recent_rows.map_or_else(|| "tail".into(), |rows| rows.to_string()),
+    ))]
     recent_rows: Option<RecentRows>,
-    /// Rows a query head held out of every fit, by which the best iterate is chosen; 0: the last one is returned
-    #[arg(long, value_name = "ROWS")]
+    #[arg(long, value_name = "ROWS", help = with_presets(
+        "Rows a query head held out of every fit, by which the best iterate is chosen; 0: the last one is returned",
+        |options| options.validation_rows.to_string(),
+    ))]
     validation_rows: Option<usize>,
-    /// Curvature pairs that L-BFGS remembers
-    #[arg(long, value_name = "PAIRS")]
+    #[arg(long, value_name = "PAIRS", help = with_presets("Curvature pairs that L-BFGS remembers", |options| options.history.to_string()))]
     history: Option<u32>,
-    /// L-BFGS iterations in an outer step
-    #[arg(long)]
+    #[arg(long, help = with_presets("L-BFGS iterations in an outer step", |options| options.iterations.to_string()))]
     iterations: Option<u32>,
-    /// Solve the values again after so many outer steps
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", help = with_presets(
+        "Solve the values again after so many outer steps",
+        |options| options.refit_every.to_string(),
+    ))]
     refit_every: Option<u32>,
-    /// First trial length of a line search
-    #[arg(long, value_name = "LENGTH")]
+    #[arg(long, value_name = "LENGTH", help = with_presets("First trial length of a line search", |options| options.learning_rate.to_string()))]
     learning_rate: Option<f64>,
 }
 
@@ -206,6 +216,24 @@ impl FinerArguments {
         replace(&mut options.iterations, self.iterations);
         replace(&mut options.refit_every, self.refit_every);
         replace(&mut options.learning_rate, self.learning_rate);
+    }
+}
+
+/// The help of an option with what it is in each preset.
+fn with_presets(help: &str, value: impl Fn(&Options) -> String) -> String {
+    let (default, published) = (value(&Options::default()), value(&Options::published()));
+    if default == published {
+        format!("{help} [default: {default}]")
+    } else {
+        format!("{help} [default: {default}; published: {published}]")
+    }
+}
+
+/// A strength as it is written on the command line.
+fn written(strength: Strength) -> String {
+    match strength {
+        Strength::Absolute(value) => value.to_string(),
+        Strength::Relative(factor) => format!("{factor}x"),
     }
 }
 
@@ -330,5 +358,8 @@ mod tests {
         assert_eq!(strength("1e-3"), Ok(Strength::Absolute(1e-3)));
         assert_eq!(strength("0.25x"), Ok(Strength::Relative(0.25)));
         assert!(strength("x").is_err() && strength("1y").is_err());
+        for value in [Strength::Absolute(1e-3), Strength::Relative(0.25)] {
+            assert_eq!(strength(&written(value)), Ok(value));
+        }
     }
 }

@@ -13,7 +13,7 @@ use kvsculpt::{Error, Result};
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
 use crate::engine::Machine;
 use crate::progress::Progress;
-use crate::report::Report;
+use crate::report::{Report, Written};
 use crate::{Talk, print, print_json, table};
 
 /// Compress a capture.
@@ -27,8 +27,6 @@ pub(crate) struct Arguments {
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    #[command(flatten)]
-    options: OptionArguments,
     /// Layers to compress, e.g. 0,7-9 [default: all]
     #[arg(long, value_parser = layers)]
     layers: Option<Layers>,
@@ -38,6 +36,8 @@ pub(crate) struct Arguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    options: OptionArguments,
     #[command(flatten)]
     engine: EngineArguments,
     /// The most memory that the arrays of heads worked on together may use, e.g. 2GiB [default: no limit]
@@ -60,10 +60,14 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let mut progress = Progress::new(talk);
     let compression = machine.compress(&capture, &request, &mut progress)?;
     progress.finish();
-    let bytes = compression.compressed.write(&arguments.output)?;
+    let write = Instant::now();
+    let written = Written {
+        path: &arguments.output,
+        bytes: compression.compressed.write(&arguments.output)?,
+        seconds: write.elapsed().as_secs_f64(),
+    };
     let seconds = started.elapsed().as_secs_f64();
-    let written = Some((arguments.output.as_path(), bytes));
-    let report = Report::new(&arguments.capture, written, &machine, &request.options, &compression, seconds);
+    let report = Report::new(&arguments.capture, Some(written), &machine, &request.options, &compression, seconds);
     if arguments.json {
         return print_json(&report);
     }

@@ -36,10 +36,10 @@ struct Program {
 #[derive(Clone, Copy, Debug, clap::Args)]
 struct Talk {
     /// Log what happens to standard error; RUST_LOG chooses what
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 100)]
     verbose: bool,
     /// No progress bar and no notices
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 100)]
     quiet: bool,
 }
 

@@ -1,6 +1,6 @@
 //! The progress bar on standard error.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kvsculpt::solver::Observer;
@@ -11,7 +11,11 @@ use crate::Talk;
 const STEPS: u64 = 10_000;
 
 /// A bar with heads done, per cent and time left; nothing where standard error is no terminal. It has no colours.
-pub(crate) struct Progress(ProgressBar);
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    /// When work began, after reading; the time left is judged from then.
+    began: Option<Instant>,
+}
 
 impl Progress {
     pub(crate) fn new(talk: Talk) -> Self {
@@ -28,12 +32,12 @@ impl Progress {
         }
         bar.set_message("reading");
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self(bar)
+        Self { bar, began: None }
     }
 
     /// Takes the bar away, so that what follows starts on an empty line.
     pub(crate) fn finish(&self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 
@@ -47,14 +51,15 @@ impl Observer for Progress {
     fn progress(&mut self, finished: usize, heads: usize, fraction: f64) -> bool {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a fraction of a small number")]
         let position = (fraction.clamp(0.0, 1.0) * STEPS as f64) as u64;
-        self.0.set_position(position);
+        self.bar.set_position(position);
+        let worked = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
         let left = if (0.02..1.0).contains(&fraction) {
-            let seconds = self.0.elapsed().as_secs_f64() * (1.0 - fraction) / fraction;
+            let seconds = worked * (1.0 - fraction) / fraction;
             format!(", about {} left", duration(seconds))
         } else {
             String::new()
         };
-        self.0.set_message(format!("{finished} of {heads} heads done{left}"));
+        self.bar.set_message(format!("{finished} of {heads} heads done{left}"));
         true
     }
 }

@@ -11,6 +11,14 @@ use serde::Serialize;
 use crate::engine::Machine;
 use crate::progress::duration;
 
+/// The file that came out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) bytes: u64,
+    pub(crate) seconds: f64,
+}
+
 /// The object of `--json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report<'a> {
@@ -47,6 +55,8 @@ struct Bytes {
 struct Seconds {
     #[serde(flatten)]
     stages: Timings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write: Option<f64>,
     total: f64,
 }
 
@@ -62,7 +72,7 @@ pub(crate) struct Means {
 impl<'a> Report<'a> {
     pub(crate) fn new(
         capture: &'a Path,
-        written: Option<(&'a Path, u64)>,
+        written: Option<Written<'a>>,
         machine: &Machine,
         options: &'a Options,
         compression: &'a Compression,
@@ -74,7 +84,7 @@ impl<'a> Report<'a> {
         Self {
             tool: concat!("kvsculpt ", env!("CARGO_PKG_VERSION")),
             capture,
-            output: written.map(|written| written.0),
+            output: written.map(|written| written.path),
             engine: EngineReport {
                 kind: machine.kind(),
                 name: machine.name(),
@@ -90,10 +100,11 @@ impl<'a> Report<'a> {
             bytes: Bytes {
                 before,
                 after,
-                file: written.map(|written| written.1),
+                file: written.map(|written| written.bytes),
             },
             seconds: Seconds {
                 stages: compression.timings,
+                write: written.map(|written| written.seconds),
                 total: seconds,
             },
         }
@@ -135,16 +146,18 @@ impl<'a> Report<'a> {
                 self.bytes.before as f64 / self.bytes.after.max(1) as f64
             ),
         );
+        let write = self.seconds.write.map(|seconds| format!(", writing {}", duration(seconds)));
         line(
             "time",
             format!(
-                "{}: reading {}, teacher and seed {}, values {}, keys {}, judging {}",
+                "{}: reading {}, teacher and seed {}, values {}, keys {}, judging {}{}",
                 duration(self.seconds.total),
                 duration(read),
                 duration(teacher),
                 duration(values),
                 duration(keys),
-                duration(judge)
+                duration(judge),
+                write.unwrap_or_default()
             ),
         );
         line("machine", self.engine.name.clone());

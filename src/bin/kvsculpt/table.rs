@@ -85,7 +85,9 @@ fn one_line_a_head(report: &Report<'_>) -> String {
     let names: Vec<&str> = of_means(report).iter().map(|candidate| candidate.0).collect();
     let mut header: Vec<String> = ["layer", "head", "kept", "training\noutput"].map(String::from).to_vec();
     for error in ["output", "mass", "merged"] {
-        header.extend(names.iter().map(|name| format!("{error}\n{}", name.replace('-', "-\n"))));
+        // `select-fit` is wider than its numbers.
+        let short = names.iter().map(|name| if *name == "select-fit" { "+ fit" } else { *name });
+        header.extend(short.map(|name| format!("probe\n{error}\n{name}")));
     }
     header.extend(["rounds", "end"].map(String::from));
     let mut table = Body::new(header);
@@ -122,13 +124,14 @@ fn probe(judged: Option<Judged>) -> [String; 3] {
     ]
 }
 
-/// At most seven characters, at least three digits that count.
+/// At most seven characters, at least two digits that count.
 fn number(value: Option<f64>) -> String {
     match value {
         None => NOTHING.into(),
         Some(value) if !value.is_finite() => "not finite".into(),
         Some(0.0) => "0".into(),
-        Some(value) if !(1e-3..1e4).contains(&value) => format!("{value:.1e}"),
+        Some(value) if !(1e-4..1e4).contains(&value) => format!("{value:.1e}"),
+        Some(value) if value < 1e-3 => format!("{value:.5}"),
         Some(value) if value < 10.0 => format!("{value:.4}"),
         Some(value) => format!("{value:.1}"),
     }
@@ -166,7 +169,7 @@ impl Body {
     /// The table with these columns to the left, without blanks at line ends.
     fn text(mut self, left: &[usize]) -> String {
         for column in self.0.column_iter_mut() {
-            column.set_padding((0, 2));
+            column.set_padding((0, 1));
             if !left.contains(&column.index) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
