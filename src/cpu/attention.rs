@@ -76,6 +76,7 @@ fn finish(state: &mut [f32], value_dim: usize, inverses: &mut [f32]) {
 /// Attention of a block of rows over `pairs`, `tile` of them at a time, merged with `base`.
 ///
 /// Leaves in `scores` the last tile's `e^{x − m}` and in `inverses` the factor that makes them weights.
+#[allow(clippy::too_many_arguments, reason = "what a task reads, its scratch and what it writes")]
 pub(super) fn attend(
     queries: &[f32],
     pairs: &Pairs<'_>,

@@ -22,7 +22,7 @@ impl<'a> Rows<'a> {
 
     /// The first `columns` floats of every `stride`.
     pub(super) fn strided(data: &'a [f32], columns: usize, stride: usize) -> Self {
-        let rows = if stride == 0 { 0 } else { data.len() / stride };
+        let rows = data.len().checked_div(stride).unwrap_or(0);
         Self {
             data,
             rows,
@@ -47,7 +47,7 @@ impl<'a> Rows<'a> {
 
 /// A row-major matrix that is written: the first `columns` floats of every `stride`.
 pub(super) fn target(data: &mut [f32], columns: usize, stride: usize) -> MatMut<'_, f32> {
-    let rows = if stride == 0 { 0 } else { data.len() / stride };
+    let rows = data.len().checked_div(stride).unwrap_or(0);
     // Not `from_row_major_slice_with_stride_mut`: faer 0.24 swaps the two strides there and writes past the slice.
     MatMut::from_column_major_slice_with_stride_mut(data, columns, rows, stride).transpose_mut()
 }

@@ -7,7 +7,6 @@ fn cpu() -> kvsculpt::cpu::CpuEngine {
 }
 
 /// The GPU's engine: opened once for the whole binary, so that its kernels are compiled once.
-#[cfg(any())] // until the GPU engine is merged: take this line away here and below
 fn gpu() -> std::sync::MutexGuard<'static, kvsculpt::kernels::GpuEngine> {
     use kvsculpt::engine::Engine;
     use kvsculpt::gpu::{Gpu, Selection};
@@ -44,7 +43,6 @@ macro_rules! checks {
             })+
         }
 
-        #[cfg(any())] // until the GPU engine is merged
         mod on_gpu {
             $(mod $kernel {
                 $(#[test]
