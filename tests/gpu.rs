@@ -55,7 +55,7 @@ fn open() -> Gpu {
 }
 
 fn source(kernel: &'static str, text: &'static str) -> Source {
-    Source::new(kernel, text).constant("LANES", 64)
+    Source::new(kernel, text).alias("Store", Element::F32).constant("LANES", 64)
 }
 
 fn scale(kernel: &Kernel<Scale>, gpu: &mut Gpu, from: &Array, to: &Array, factor: f32, shift: f32) -> kvsculpt::Result<()> {
@@ -84,13 +84,25 @@ fn a_kernel_computes_and_an_empty_grid_does_nothing() {
 }
 
 #[test]
+fn a_device_may_move_to_another_thread() {
+    let mut gpu = open();
+    let array = gpu.upload("array", &[4.0]).unwrap();
+    let read = std::thread::spawn(move || gpu.read(&array).unwrap()).join().unwrap();
+    assert_eq!(read, [4.0]);
+}
+
+#[test]
 fn half_precision_is_stored_and_read_where_the_device_has_it() {
     let mut gpu = open();
     let data: Vec<f16> = (0..101).map(|i| f16::from_f32(i as f32 / 8.0 - 5.0)).collect();
     let values: Vec<f32> = data.iter().map(|x| x.to_f32()).collect();
     let from = gpu.upload_half("from", &data).unwrap();
     assert_eq!(gpu.read(&from).unwrap(), values);
-    let kernel = Kernel::new(&gpu, &source("scale", SCALE).store(Element::F16), "main");
+    let kernel = Kernel::new(
+        &gpu,
+        &Source::new("scale", SCALE).alias("Store", Element::F16).constant("LANES", 64),
+        "main",
+    );
     if !gpu.has_half() {
         assert!(matches!(kernel, Err(Error::Unsupported { .. })));
         return;

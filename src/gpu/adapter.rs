@@ -2,6 +2,7 @@
 
 use wgpu::{Adapter, Backend, Backends, DeviceType, Features};
 
+use super::device::require;
 use crate::error::{Error, Result};
 
 /// The native interfaces that compute well; the others are not asked for.
@@ -15,7 +16,8 @@ const BACKENDS: [(&str, Backend, Backends); 3] = [
 const SOFTWARE_DRIVER: &str =
     "install the GPU's driver, or a software driver: the package mesa-vulkan-drivers on Debian, Ubuntu and Fedora, vulkan-swrast on Arch";
 
-/// Which adapter is wanted; what is left open is taken from the environment, then chosen: a GPU before a software driver.
+/// Which adapter is wanted; what is left open is taken from the environment, then chosen: a GPU before a software
+/// driver, and what can be used before what cannot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
     /// `vulkan`, `metal` or `dx12`, or several with commas; else the variable `WGPU_BACKEND`; else all.
@@ -63,6 +65,8 @@ pub struct AdapterSummary {
     pub half: bool,
     /// The smallest and the largest subgroup, where shaders can use them.
     pub subgroup: Option<(u32, u32)>,
+    /// Why it cannot be used, if it cannot.
+    pub lacks: Option<String>,
 }
 
 impl AdapterSummary {
@@ -80,6 +84,7 @@ impl AdapterSummary {
             subgroup: features
                 .contains(Features::SUBGROUP)
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            lacks: require(features, &limits).err().map(|error| error.to_string()),
             name: info.name,
             driver: info.driver,
             driver_info: info.driver_info,
@@ -159,7 +164,10 @@ fn pick(all: &[AdapterSummary], wanted: Option<&str>, software_allowed: bool) ->
     let refuse = |reason: String| Error::NoAdapter(format!("{reason}; there is {}", list(all)));
     let allowed = |adapter: &AdapterSummary| software_allowed || !adapter.is_software;
     let Some(wanted) = wanted.map(str::trim).filter(|wanted| !wanted.is_empty()) else {
-        return all.iter().position(allowed).ok_or_else(|| refuse("only software drivers".into()));
+        let usable = all.iter().position(|adapter| allowed(adapter) && adapter.lacks.is_none());
+        // Where none can be used, opening the first says why.
+        let place = usable.or_else(|| all.iter().position(allowed));
+        return place.ok_or_else(|| refuse("only software drivers".into()));
     };
     let place = if let Ok(index) = wanted.parse::<usize>() {
         all.iter().position(|adapter| adapter.index == index)
@@ -221,6 +229,7 @@ mod tests {
             workgroup_invocations: 0,
             half: false,
             subgroup: None,
+            lacks: None,
         }
     }
 
@@ -233,6 +242,10 @@ mod tests {
         let message = pick(&all, Some("radeon"), true).unwrap_err().to_string();
         assert!(message.contains("Real GPU 9000") && message.contains("llvmpipe"), "{message}");
         assert!(pick(&all[1..], None, false).is_err());
+        let mut old = all.clone();
+        old[0].lacks = Some("something".into());
+        assert_eq!(pick(&old, None, true).unwrap(), 1);
+        assert_eq!(pick(&old, None, false).unwrap(), 0);
     }
 
     #[test]

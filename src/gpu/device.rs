@@ -167,7 +167,7 @@ impl Gpu {
 
 /// # Errors
 /// The first thing that every kernel needs and these do not offer.
-fn require(features: Features, limits: &Limits) -> Result<()> {
+pub(super) fn require(features: Features, limits: &Limits) -> Result<()> {
     let unsupported = |what: &str, need: String, have: String, remedy: &str| {
         Err(Error::Unsupported {
             what: what.into(),

@@ -1,6 +1,6 @@
 //! What a kernel's text says of itself, and whether it is sound; no device is needed.
 
-use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
+use wgpu::naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wgpu::naga::{self, AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 
 use super::array::Element;
@@ -28,7 +28,7 @@ pub struct Reflection {
     pub immediate_bytes: u32,
     /// Invocations in a workgroup, in three dimensions.
     pub workgroup_size: [u32; 3],
-    /// Memory that a workgroup shares; wgpu does not check it.
+    /// Bytes of memory that a workgroup of the entry point shares; wgpu does not check them.
     pub workgroup_bytes: u32,
     /// Whether it uses half precision.
     pub uses_half: bool,
@@ -40,6 +40,9 @@ pub struct Reflection {
 /// subgroups and immediates as the only extensions, bindings from 0 on in group 0, and that every barrier is
 /// reached by all invocations of a workgroup or by none.
 ///
+/// Bindings and parameters are those of the whole text, shared by its entry points; workgroup memory is what the
+/// entry point uses.
+///
 /// # Errors
 /// [`Error::Shader`] with the file and line.
 pub fn reflect(source: &Source, entry_point: &str) -> Result<Reflection> {
@@ -50,9 +53,10 @@ pub fn reflect(source: &Source, entry_point: &str) -> Result<Reflection> {
         let line = place.map_or(0, |(span, _)| span.location(&text).line_number);
         source.error(line, error.message())
     })?;
-    validate(source, &text, &module)?;
-    let entry = module.entry_points.iter().find(|entry| entry.name == entry_point);
-    let entry = entry.ok_or_else(|| source.error(0, format!("has no entry point `{entry_point}`")))?;
+    let info = validate(source, &text, &module)?;
+    let place = module.entry_points.iter().position(|entry| entry.name == entry_point);
+    let place = place.ok_or_else(|| source.error(0, format!("has no entry point `{entry_point}`")))?;
+    let (entry, info) = (&module.entry_points[place], info.get_entry_point(place));
     if let Some(fault) = uniformity::check(&module, entry).first() {
         return Err(source.error(fault.span.location(&text).line_number, fault.message.clone()));
     }
@@ -64,12 +68,12 @@ pub fn reflect(source: &Source, entry_point: &str) -> Result<Reflection> {
         uses_half: module.types.iter().any(|(_, ty)| is_half(&ty.inner)),
         uses_subgroups: !is_valid(&module, Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16),
     };
-    for (_, variable) in module.global_variables.iter() {
+    for (handle, variable) in module.global_variables.iter() {
         let bytes = module.types[variable.ty].inner.size(module.to_ctx());
         match variable.space {
             AddressSpace::Immediate => reflection.immediate_bytes = bytes,
             // Drivers place each variable on a boundary of 16 bytes.
-            AddressSpace::WorkGroup => reflection.workgroup_bytes += bytes.next_multiple_of(16),
+            AddressSpace::WorkGroup if !info[handle].is_empty() => reflection.workgroup_bytes += bytes.next_multiple_of(16),
             _ => {}
         }
     }
@@ -80,10 +84,10 @@ fn is_valid(module: &Module, capabilities: Capabilities) -> bool {
     Validator::new(ValidationFlags::all(), capabilities).validate(module).is_ok()
 }
 
-fn validate(source: &Source, text: &str, module: &Module) -> Result<()> {
+fn validate(source: &Source, text: &str, module: &Module) -> Result<ModuleInfo> {
     let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
     let outcome = Validator::new(ValidationFlags::all(), capabilities).validate(module);
-    outcome.map(|_| ()).map_err(|error| {
+    outcome.map_err(|error| {
         // From the function to the expression: the last known place tells most.
         let place = error.spans().filter(|(span, _)| span.is_defined()).last();
         let line = place.map_or(0, |(span, _)| span.location(text).line_number);
@@ -187,5 +191,85 @@ impl Reflection {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn main(text: &'static str) -> Result<Reflection> {
+        reflect(&Source::new("kernel", text), "main")
+    }
+
+    #[test]
+    fn a_kernel_says_what_it_binds_and_needs() {
+        let text = "struct Head { first: u32, scale: f32 }
+struct Params { a: u32, b: vec2<f32> }
+var<immediate> params: Params;
+var<workgroup> tile: array<vec4<f32>, 32>;
+var<workgroup> flag: u32;
+var<workgroup> unused: array<f32, 1000>;
+@group(0) @binding(1) var<storage, read> halves: array<vec4<Half>>;
+@group(0) @binding(0) var<storage, read> heads: array<Head>;
+@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
+@compute @workgroup_size(32, 2)
+fn main(@builtin(local_invocation_id) id: vec3<u32>) {
+    tile[id.x] = vec4<f32>(halves[id.x]) * params.b.x;
+    flag = heads[0].first;
+    out[id.x] = tile[0] * subgroupAdd(1.0) * f32(flag);
+}
+@compute @workgroup_size(1)
+fn other() { unused[0] = 1.0; }
+";
+        let reflection = reflect(&Source::new("kernel", text).alias("Half", Element::F16), "main").unwrap();
+        let binding = |name: &str, read_only, element| Binding {
+            name: name.into(),
+            read_only,
+            element,
+        };
+        let expected = Reflection {
+            bindings: vec![
+                binding("heads", true, Element::Row),
+                binding("halves", true, Element::F16),
+                binding("out", false, Element::F32),
+            ],
+            immediate_bytes: 16,
+            workgroup_size: [32, 2, 1],
+            workgroup_bytes: 512 + 16,
+            uses_half: true,
+            uses_subgroups: true,
+        };
+        assert_eq!(reflection, expected);
+        let (mut limits, features) = (wgpu::Limits::default(), wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);
+        limits.max_immediate_size = 16;
+        reflection.fits("kernel", &limits, features).unwrap();
+        let lacking = reflection
+            .fits("kernel", &limits, wgpu::Features::SUBGROUP)
+            .unwrap_err()
+            .to_string();
+        assert!(lacking.contains("half precision of kernel.wgsl"), "{lacking}");
+        assert!(reflection.fits("kernel", &limits, wgpu::Features::SHADER_F16).is_err());
+        limits.max_compute_workgroup_storage_size = 512;
+        assert!(reflection.fits("kernel", &limits, features).is_err());
+    }
+
+    #[test]
+    fn a_plain_kernel_needs_nothing() {
+        let reflection = main("@compute @workgroup_size(64) fn main() {}").unwrap();
+        assert!(!reflection.uses_half && !reflection.uses_subgroups && reflection.bindings.is_empty());
+    }
+
+    #[test]
+    fn what_does_not_run_everywhere_is_refused() {
+        for text in [
+            "@compute @workgroup_size(64) fn main() { let x = 1.0lf; }",
+            "@group(0) @binding(1) var<storage, read> gap: array<f32>; @compute @workgroup_size(64) fn main() {}",
+            "@group(1) @binding(0) var<storage, read> group: array<f32>; @compute @workgroup_size(64) fn main() {}",
+            "@group(0) @binding(0) var<uniform> numbers: vec4<f32>; @compute @workgroup_size(64) fn main() {}",
+            "const_assert 1 > 2; @compute @workgroup_size(64) fn main() {}",
+        ] {
+            assert!(matches!(main(text), Err(Error::Shader { kernel: "kernel", .. })), "{text}");
+        }
     }
 }

@@ -7,8 +7,8 @@ use crate::error::Error;
 
 /// The text of one kernel in one specialisation.
 ///
-/// The header is plain WGSL: `enable f16;` where the store is half precision, `alias Store`, and a `const` for each
-/// number. `const` and not `override`: an override can size no register array and escapes the checks of limits.
+/// The header is plain WGSL: `enable f16;` where something is in half precision, an `alias` for each precision that
+/// varies, and a `const` for each number. `const` and not `override`: an override can size no register array and escapes the checks of limits.
 #[derive(Clone, Debug)]
 pub struct Source {
     kernel: &'static str,
@@ -18,24 +18,27 @@ pub struct Source {
 }
 
 impl Source {
-    /// The kernel `kernel` (its file's name without `.wgsl`) with this text, `Store` being `f32`.
+    /// The kernel `kernel` (its file's name without `.wgsl`) with this text.
     #[must_use]
     pub fn new(kernel: &'static str, text: &'static str) -> Self {
         Self {
             kernel,
-            header: "alias Store = f32;\n".into(),
+            header: String::new(),
             parts: vec![(kernel, text)],
             loops_end: false,
         }
     }
 
-    /// Makes `Store` the precision in which the large inputs are held.
+    /// Adds `alias name = f32;` or `f16`, with `enable f16;` where that is needed.
     #[must_use]
-    pub fn store(mut self, element: Element) -> Self {
-        if element == Element::F16 {
-            let rest = self.header.split_once('\n').map_or("", |(_, rest)| rest);
-            self.header = format!("enable f16;alias Store = f16;\n{rest}");
+    pub fn alias(mut self, name: &str, element: Element) -> Self {
+        const ENABLE: &str = "enable f16;";
+        if element == Element::F16 && !self.header.starts_with(ENABLE) {
+            self.header.insert_str(0, ENABLE);
         }
+        let scalar = if element == Element::F16 { "f16" } else { "f32" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.header, "alias {name} = {scalar};");
         self
     }
 
@@ -142,11 +145,11 @@ mod tests {
     fn lines_are_those_of_the_file_they_came_from() {
         let source = Source::new("kernel", "first\nsecond")
             .constant("DIM", 64)
-            .store(Element::F16)
+            .alias("Store", Element::F16)
             .part("prelude", "one\ntwo\n");
         assert_eq!(
             source.text(),
-            "enable f16;alias Store = f16;\nconst DIM: u32 = 64u;\none\ntwo\nfirst\nsecond\n"
+            "enable f16;const DIM: u32 = 64u;\nalias Store = f16;\none\ntwo\nfirst\nsecond\n"
         );
         assert_eq!(source.locate(2), ("kernel", 0));
         assert_eq!(source.locate(3), ("prelude", 1));
