@@ -37,6 +37,12 @@ impl Batch {
         Self::new(dims, shapes, &(0..shapes.len()).collect::<Vec<_>>())
     }
 
+    /// The same batch with every head in the table.
+    pub fn all_active(mut self) -> Self {
+        self.active.fill(true);
+        self
+    }
+
     pub fn dim(&self) -> usize {
         self.dims.dim as usize
     }

@@ -11,6 +11,7 @@ fn gpu() -> std::sync::MutexGuard<'static, kvsculpt::kernels::GpuEngine> {
     use kvsculpt::engine::Engine;
     use kvsculpt::gpu::{Gpu, Selection};
     use kvsculpt::kernels::GpuEngine;
+    use std::io::Write as _;
     use std::sync::{Mutex, OnceLock, PoisonError};
 
     static ENGINE: OnceLock<Result<Mutex<GpuEngine>, String>> = OnceLock::new();
@@ -18,7 +19,8 @@ fn gpu() -> std::sync::MutexGuard<'static, kvsculpt::kernels::GpuEngine> {
         let engine = Gpu::open(&Selection::default())
             .and_then(GpuEngine::new)
             .map_err(|error| error.to_string())?;
-        eprintln!("GPU tests run on {}", engine.name());
+        // Not eprintln!, which the test harness keeps to itself.
+        let _ = writeln!(std::io::stderr(), "GPU tests run on {}", engine.name());
         Ok(Mutex::new(engine))
     });
     match engine {

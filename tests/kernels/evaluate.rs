@@ -1,14 +1,12 @@
 //! Attention, loss and key gradient in one go: the same numbers as one by one, and the same bits in any batch.
 
 use kvsculpt::engine::{Engine, Evaluated, Evaluation, Head, SCALARS};
-use kvsculpt::reference::{self, Loss};
 
 use crate::attention::close_state;
 use crate::batch::{Batch, batches, of_head, pairs, rows};
-use crate::compare::{EPSILON, SLACK, bits, close, largest, norm, poison, untouched};
-use crate::key_gradient::{inherited, magnitude, sums_error};
-use crate::loss::{close_rows, close_sums};
-use crate::problem::{Kind, Problem, Single, hard_problems, usual_problems};
+use crate::compare::{bits, poison, untouched};
+use crate::problem::{Kind, Problem, hard_problems, usual_problems};
+use crate::{key_gradient, loss};
 
 pub fn ragged_batches<E: Engine>(engine: &mut E) {
     for problem in usual_problems() {
@@ -25,10 +23,7 @@ pub fn hard_inputs<E: Engine>(engine: &mut E) {
 /// Twice the same batch, and then each head by itself.
 pub fn same_bits_again_and_alone<E: Engine>(engine: &mut E) {
     for batch in batches() {
-        let batch = Batch {
-            active: vec![true; batch.heads.len()],
-            ..batch
-        };
+        let batch = batch.all_active();
         let problem = Problem::new(batch, Kind::Usual);
         let whole = run(engine, &problem, &problem.batch.heads);
         assert_eq!(run(engine, &problem, &problem.batch.heads).bits(), whole.bits());
@@ -111,7 +106,7 @@ fn check<E: Engine>(engine: &mut E, problem: &Problem) {
     for (head, active) in batch.each() {
         let actual = outputs.of(head, batch);
         if active {
-            check_head(problem, head, &actual);
+            check_head(problem, head, &actual, &outputs.scalars);
         } else {
             for array in [&actual.state, &actual.error, &actual.gradient, &actual.scalars] {
                 untouched("an output", head, array);
@@ -120,41 +115,12 @@ fn check<E: Engine>(engine: &mut E, problem: &Problem) {
     }
 }
 
-fn check_head(problem: &Problem, head: &Head, actual: &Outputs) {
-    let single = problem.single(head);
-    let student = single.student();
-    let loss = reference::loss(&student, &single.teacher, single.mass_weight);
-    let expected = reference::key_gradient(&single.queries, &single.keys, &single.values, single.dim, &loss, single.scale);
-    close_state(problem, head, &actual.state, &student, Some(&single.base));
-
-    let (mass, output) = single.state_error(&student, Some(&single.base));
-    // A mass is also rounded when it is stored.
-    let mass = mass + EPSILON * (largest(&student.mass) + largest(&single.teacher.mass));
-    let output = output + EPSILON * (largest(&student.output) + largest(&single.teacher.output));
-    let bounds = [output, correction_error(&single, &loss, &student.output, mass, output), mass, mass];
-    close_rows(&problem.batch, head, &actual.error, &loss, bounds.map(|bound| SLACK * bound));
-    // |Σ a² − Σ b²| ≤ ‖a − b‖ (2 ‖b‖ + ‖a − b‖)
-    let sum = |error: f64, terms: usize, sum: f64| {
-        let distance = SLACK * error * (terms as f64).sqrt();
-        distance * (2.0 * sum.sqrt() + distance) + SLACK * EPSILON * ((terms as f64).sqrt() + 4.0) * sum
-    };
-    let rows = loss.mass.len();
-    let sums = [
-        sum(output, rows * single.value_dim, loss.output_sum),
-        sum(mass, rows, loss.mass_sum),
-    ];
-    close_sums(head, &actual.scalars, &loss, sums);
-
-    let relative = single.weight_error(&loss.mass) + mass + sums_error(head, single.value_dim);
-    let bound = relative * magnitude(&single, &loss) + inherited(&single, &loss, &student, (mass, output));
-    close("gradient", head, &actual.gradient, &expected, SLACK * bound);
-}
-
-/// The error of `e·ŷ − λδ` from errors of each output channel and of the mass, and its own roundings.
-fn correction_error(single: &Single, loss: &Loss, student: &[f64], mass: f64, output: f64) -> f64 {
-    let channels = (single.value_dim as f64).sqrt();
-    let longest = |rows: &[f64]| rows.chunks_exact(single.value_dim).map(norm).fold(0.0, f64::max);
-    let (error, student) = (longest(&loss.error), longest(student));
-    let shift = single.mass_weight * largest(&loss.mass_error);
-    channels * output * (error + student) + single.mass_weight * mass + EPSILON * (channels * error * student + shift)
+/// The state against the reference, and each later result against the reference of what the engine itself put before
+/// it: bounds that also covered all inherited errors would hide a mistake of the later operation.
+fn check_head(problem: &Problem, head: &Head, actual: &Outputs, scalars: &[f32]) {
+    let (batch, single) = (&problem.batch, problem.single(head));
+    close_state(problem, head, &actual.state, &single.student(), Some(&single.base));
+    let teacher = rows(head, &problem.teacher, batch.state_row());
+    loss::check_head(batch, head, (&actual.state, teacher, single.mass_weight), &actual.error, scalars);
+    key_gradient::check_head(&single, head, &actual.error, &actual.gradient);
 }

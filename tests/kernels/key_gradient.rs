@@ -4,7 +4,7 @@ use kvsculpt::engine::{Engine, Head};
 use kvsculpt::reference::{self, Loss, State};
 
 use crate::batch::{pairs, rows};
-use crate::compare::{EPSILON, SLACK, close, largest, norm, poison, untouched};
+use crate::compare::{EPSILON, SLACK, close, largest, poison, untouched};
 use crate::problem::{Problem, Single, hard_problems, usual_problems};
 
 pub fn ragged_batches<E: Engine>(engine: &mut E) {
@@ -21,7 +21,7 @@ pub fn hard_inputs<E: Engine>(engine: &mut E) {
 
 fn check<E: Engine>(engine: &mut E, problem: &Problem) {
     let batch = &problem.batch;
-    let (dim, value_dim, state_row) = (batch.dim(), batch.value_dim(), batch.state_row());
+    let (dim, state_row) = (batch.dim(), batch.state_row());
     let rounded = error_rows(problem);
     let table = batch.table(engine);
     let queries = engine.upload("queries", &problem.queries).unwrap();
@@ -40,28 +40,21 @@ fn check<E: Engine>(engine: &mut E, problem: &Problem) {
             untouched("gradient", head, actual);
             continue;
         }
-        let single = problem.single(head);
-        let loss = from_rows(rows(head, &rounded, state_row), value_dim, single.mass_weight);
-        let expected = reference::key_gradient(&single.queries, &single.keys, &single.values, dim, &loss, single.scale);
-        let relative = single.weight_error(&loss.mass) + sums_error(head, value_dim);
-        close("gradient", head, actual, &expected, SLACK * relative * magnitude(&single, &loss));
+        check_head(&problem.single(head), head, rows(head, &rounded, state_row), actual);
     }
 }
 
-/// What the additions over rows and over channels cost.
-pub fn sums_error(head: &Head, value_dim: usize) -> f64 {
-    EPSILON * (f64::from(head.rows).sqrt() + (value_dim as f64).sqrt())
+/// A head's gradient, given its error rows.
+pub fn check_head(single: &Single, head: &Head, error: &[f32], actual: &[f32]) {
+    let loss = from_rows(error, single.value_dim, single.mass_weight);
+    let expected = reference::key_gradient(&single.queries, &single.keys, &single.values, single.dim, &loss, single.scale);
+    let sums = EPSILON * (f64::from(head.rows).sqrt() + (single.value_dim as f64).sqrt());
+    let bound = (single.weight_error(&loss.mass) + sums) * magnitude(single, &loss);
+    close("gradient", head, actual, &expected, SLACK * bound);
 }
 
 /// The largest element were every term of the gradient's sums positive.
-pub fn magnitude(single: &Single, loss: &Loss) -> f64 {
-    magnitude_of(single, loss, |error, value, correction| {
-        error.iter().zip(value).map(|(e, w)| (e * w).abs()).sum::<f64>() + f64::abs(correction)
-    })
-}
-
-/// The largest `(2 s / rows) Σ_q p_qj term_qj |q_i|`, for a positive term of a row's error, a pair's value and the row's correction.
-pub fn magnitude_of(single: &Single, loss: &Loss, term: impl Fn(&[f64], &[f64], f64) -> f64) -> f64 {
+fn magnitude(single: &Single, loss: &Loss) -> f64 {
     let (dim, value_dim) = (single.dim, single.value_dim);
     let weights = reference::weights(&single.queries, &single.keys, dim, &loss.mass, single.scale);
     let rows = loss.mass.len();
@@ -69,22 +62,14 @@ pub fn magnitude_of(single: &Single, loss: &Loss, term: impl Fn(&[f64], &[f64], 
     for (pair, value) in single.values.chunks_exact(value_dim).enumerate() {
         let mut sums = vec![0.0; dim];
         for (row, query) in single.queries.chunks_exact(dim).enumerate() {
-            let term = term(&loss.error[row * value_dim..][..value_dim], value, loss.correction[row]);
+            let error = &loss.error[row * value_dim..][..value_dim];
+            let term = error.iter().zip(value).map(|(e, w)| (e * w).abs()).sum::<f64>() + loss.correction[row].abs();
             let factor = 2.0 * single.scale / rows as f64 * weights[row * single.pairs + pair] * term;
             sums.iter_mut().zip(query).for_each(|(sum, q)| *sum += factor * q.abs());
         }
         greatest = greatest.max(largest(&sums));
     }
     greatest
-}
-
-/// The error of the gradient that comes from errors of the mass and of each output channel.
-pub fn inherited(single: &Single, loss: &Loss, student: &State, (mass_error, output_error): (f64, f64)) -> f64 {
-    let longest = student.output.chunks_exact(single.value_dim).map(norm).fold(0.0, f64::max);
-    let output_error = (single.value_dim as f64).sqrt() * output_error;
-    magnitude_of(single, loss, |error, value, _| {
-        output_error * (norm(value) + longest + norm(error)) + single.mass_weight * mass_error
-    })
 }
 
 /// Error rows of the problem's student, rounded to f32.

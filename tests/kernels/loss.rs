@@ -1,13 +1,12 @@
 //! Error rows, and the sums of the loss.
 
-use kvsculpt::engine::{Engine, SCALARS, scalar};
+use kvsculpt::engine::{Engine, Head, SCALARS, scalar};
 use kvsculpt::reference::{self, Loss, State};
 
 use crate::batch::{Batch, batches, of_head, rows};
-use crate::compare::{EPSILON, SLACK, close, largest, other_scalars_untouched, poison, scalar_close, untouched};
+use crate::compare::{EPSILON, SLACK, close, largest, norm, other_scalars_untouched, poison, scalar_close, untouched};
 
-/// The scalars an evaluation sets.
-pub const SET: [usize; 4] = [scalar::OUTPUT, scalar::MASS, scalar::SCALE, scalar::NOT_FINITE];
+const SET: [usize; 4] = [scalar::OUTPUT, scalar::MASS, scalar::SCALE, scalar::NOT_FINITE];
 
 pub fn ragged_batches<E: Engine>(engine: &mut E) {
     for batch in batches() {
@@ -75,21 +74,39 @@ fn check<E: Engine>(engine: &mut E, mut batch: Batch) {
             untouched("scalars", head, of_head(head, &scalars, SCALARS));
             continue;
         }
-        let student = State::from_array(rows(head, &state, state_row), batch.value_dim());
-        let teacher = State::from_array(rows(head, &teacher, state_row), batch.value_dim());
-        let expected = reference::loss(&student, &teacher, f64::from(mass_weight[head.index as usize]));
-        // Differences are rounded once; a sum of squares has only positive terms.
-        let scale = largest(&student.output) + largest(&student.mass);
-        let correction = (batch.value_dim() as f64).sqrt() * scale * scale;
-        let scales = [largest(&expected.error), correction, 0.0, largest(&expected.mass_error)];
-        close_rows(&batch, head, actual, &expected, scales.map(|scale| SLACK * EPSILON * scale));
-        let sum = SLACK * EPSILON * ((expected.error.len() as f64).sqrt() + 4.0);
-        close_sums(head, &scalars, &expected, [sum * expected.output_sum, sum * expected.mass_sum]);
+        let (state, teacher) = (rows(head, &state, state_row), rows(head, &teacher, state_row));
+        let mass_weight = f64::from(mass_weight[head.index as usize]);
+        check_head(&batch, head, (state, teacher, mass_weight), actual, &scalars);
     }
 }
 
+/// A head's error rows and sums, given its rows of the student's and the teacher's state and its λ.
+pub fn check_head(batch: &Batch, head: &Head, (state, teacher, mass_weight): (&[f32], &[f32], f64), error: &[f32], scalars: &[f32]) {
+    let student = State::from_array(state, batch.value_dim());
+    let teacher = State::from_array(teacher, batch.value_dim());
+    let expected = reference::loss(&student, &teacher, mass_weight);
+    // Differences are rounded once; a sum of squares has only positive terms.
+    let channels = (batch.value_dim() as f64).sqrt();
+    let longest = |rows: &[f64]| rows.chunks_exact(batch.value_dim()).map(norm).fold(0.0, f64::max);
+    let correction = channels * longest(&expected.error) * longest(&student.output) + mass_weight * largest(&expected.mass_error);
+    let scales = [largest(&expected.error), correction, 0.0, largest(&expected.mass_error)];
+    close_rows(batch, head, error, &expected, scales.map(|scale| SLACK * EPSILON * scale));
+
+    let relative = SLACK * EPSILON * ((expected.error.len() as f64).sqrt() + 4.0);
+    let sums = [
+        ("Σ‖ŷ − y‖²", scalar::OUTPUT, expected.output_sum),
+        ("Σ(l̂ − l)²", scalar::MASS, expected.mass_sum),
+        ("Σ‖y‖²", scalar::SCALE, expected.scale_sum),
+        ("rows not finite", scalar::NOT_FINITE, 0.0),
+    ];
+    for (what, place, sum) in sums {
+        scalar_close(what, head, scalars, place, sum, relative * sum);
+    }
+    other_scalars_untouched(head, scalars, &SET);
+}
+
 /// A head's error rows: e, `e·ŷ − λδ`, l̂ and δ, each within its own bound.
-pub fn close_rows(batch: &Batch, head: &kvsculpt::engine::Head, actual: &[f32], expected: &Loss, bounds: [f64; 4]) {
+fn close_rows(batch: &Batch, head: &Head, actual: &[f32], expected: &Loss, bounds: [f64; 4]) {
     let value_dim = batch.value_dim();
     for (row, actual) in actual.chunks_exact(batch.state_row()).enumerate() {
         let (error, rest) = actual.split_at(value_dim);
@@ -99,14 +116,4 @@ pub fn close_rows(batch: &Batch, head: &kvsculpt::engine::Head, actual: &[f32], 
         close("mass error", head, &rest[2..3], &[expected.mass_error[row]], bounds[3]);
         assert_eq!(rest[3], 0.0, "{head:?}");
     }
-}
-
-/// A head's sums, the first two within bounds; the teacher's own is rounded only.
-pub fn close_sums(head: &kvsculpt::engine::Head, scalars: &[f32], expected: &Loss, [output, mass]: [f64; 2]) {
-    let scale = SLACK * EPSILON * ((expected.error.len() as f64).sqrt() + 4.0) * expected.scale_sum;
-    scalar_close("Σ‖ŷ − y‖²", head, scalars, scalar::OUTPUT, expected.output_sum, output);
-    scalar_close("Σ(l̂ − l)²", head, scalars, scalar::MASS, expected.mass_sum, mass);
-    scalar_close("Σ‖y‖²", head, scalars, scalar::SCALE, expected.scale_sum, scale);
-    scalar_close("rows not finite", head, scalars, scalar::NOT_FINITE, 0.0, 0.0);
-    other_scalars_untouched(head, scalars, &SET);
 }

@@ -2,16 +2,13 @@
 
 use kvsculpt::engine::{Engine, Head, SCALARS, scalar};
 
-use crate::batch::{Batch, batches, of_head, pairs};
+use crate::batch::{batches, of_head, pairs};
 use crate::compare::{bits, poison};
 use crate::problem::{Kind, Problem};
 
 pub fn same_bits_again_and_alone<E: Engine>(engine: &mut E) {
     for batch in batches() {
-        let batch = Batch {
-            active: vec![true; batch.heads.len()],
-            ..batch
-        };
+        let batch = batch.all_active();
         let problem = Problem::new(batch, Kind::Usual);
         let (state_row, value_dim) = (problem.batch.state_row(), problem.batch.value_dim());
         let student = problem.student();
@@ -41,7 +38,8 @@ fn fit<E: Engine>(engine: &mut E, problem: &Problem, student: &[f32], error: &[f
     let anchor = engine.upload("anchor", &problem.values).unwrap();
     let state = engine.upload("state", student).unwrap();
     let error = engine.upload("error", error).unwrap();
-    let ridge = engine.upload("ridge", &[0.0, 1e-2].repeat(batch.heads.len())).unwrap();
+    // Not relative alone: where the base holds all the mass, the Gram is 0.
+    let ridge = engine.upload("ridge", &[1e-4, 1e-2].repeat(batch.heads.len())).unwrap();
     let mut poisoned = |label, len| engine.upload(label, &poison(len)).unwrap();
     let mut weights = poisoned("weights", batch.weights());
     let mut gram = poisoned("gram", batch.squares());
