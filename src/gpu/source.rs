@@ -42,19 +42,6 @@ impl Source {
         self
     }
 
-    /// Adds `alias name = f32;` or `f16`, with `enable f16;` where that is needed.
-    #[must_use]
-    pub fn alias(mut self, name: &str, element: Element) -> Self {
-        const ENABLE: &str = "enable f16;";
-        if element == Element::F16 && !self.header.starts_with(ENABLE) {
-            self.header.insert_str(0, ENABLE);
-        }
-        let scalar = if element == Element::F16 { "f16" } else { "f32" };
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.header, "alias {name} = {scalar};");
-        self
-    }
-
     /// Adds `const name: u32 = value;`.
     #[must_use]
     pub fn constant(mut self, name: &str, value: u32) -> Self {
