@@ -83,7 +83,15 @@ fn options_without_meaning_are_refused_and_keep_says_the_smallest() {
     refused(&output, 2, &["--keep", "0.2605", "smallest"]);
     succeeded(&workplace.compress(&["--keep", "0.2605", "--tail", "20"]));
     fs::remove_file(workplace.output()).expect("removed");
+    // Where the tail grows with what is kept, the smallest keep is one that works: 6 pairs, of which 1 is tail.
+    let output = workplace.compress(&["--keep", "0.01"]);
+    refused(&output, 2, &["--keep", "is 0.0625"]);
+    succeeded(&workplace.compress(&["--keep", "0.0625"]));
+    fs::remove_file(workplace.output()).expect("removed");
     for (more, words) in [
+        (["--sinks", "18446744073709551615"], ["--keep", "no zone"]),
+        (["--tail", "18446744073709551615"], ["--keep", "no zone"]),
+        (["--tail", "92"], ["--keep", "no zone"]),
         (["--keep", "1.5"], ["--keep", "between 0 and 1"]),
         (["--keep", "NaN"], ["--keep", "between 0 and 1"]),
         (["--ridge", "0"], ["--ridge", "positive"]),
@@ -91,6 +99,18 @@ fn options_without_meaning_are_refused_and_keep_says_the_smallest() {
     ] {
         refused(&workplace.compress(&more), 2, &words);
     }
+    let most = u32::MAX.to_string();
+    succeeded(&workplace.compress(&[
+        "--steps",
+        "3",
+        "--iterations",
+        &most,
+        "--refit-every",
+        &most,
+        "--context-rows",
+        &most,
+    ]));
+    fs::remove_file(workplace.output()).expect("removed");
     refused(&workplace.compress(&["--layers", "2,7"]), 3, &["layer 7", "2, 5"]);
     for more in [
         ["--layers", "9-7"],
