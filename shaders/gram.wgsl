@@ -24,8 +24,8 @@ var<immediate> params: Params;
 
 var<workgroup> row_tile: array<vec4<f32>, GRAM_TILE * ROWS4>;
 
-fn weight(head: Head, row: u32, pair: u32) -> f32 {
-    if pair < head.pairs {
+fn weight(head: Head, rows: u32, row: u32, pair: u32) -> f32 {
+    if row < rows && pair < head.pairs {
         return weights[head.weights + row * head.pairs + pair];
     }
     return 0.0;
@@ -55,18 +55,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var start = 0u; start < rows; start += GRAM_TILE) {
         let count = min(GRAM_TILE, rows - start);
         workgroupBarrier();
-        for (var i = lane; i < count * ROWS4; i += GRAM_LANES) {
+        for (var i = lane; i < (count + 3u) / 4u * 4u * ROWS4; i += GRAM_LANES) {
             let row = start + i / ROWS4;
             let pair = first_row + 4u * (i % ROWS4);
-            row_tile[i] = vec4<f32>(weight(head, row, pair), weight(head, row, pair + 1u), weight(head, row, pair + 2u), weight(head, row, pair + 3u));
+            row_tile[i] = vec4<f32>(weight(head, rows, row, pair), weight(head, rows, row, pair + 1u), weight(head, rows, row, pair + 2u), weight(head, rows, row, pair + 3u));
         }
         workgroupBarrier();
-        for (var q = 0u; q < count; q++) {
-            let a = weights[read_near + (start + q) * head.pairs];
-            let b = weights[read_far + (start + q) * head.pairs];
+        // Four rows at a time: a turn of the loop costs a software driver as much as the products of one. The tile holds
+        // zeros behind the last.
+        for (var q = 0u; q < count; q += 4u) {
+            let last = start + count - 1u;
+            let row = vec4<u32>(0u, 1u, 2u, 3u) + start + q;
+            let place = min(row, vec4<u32>(last)) * head.pairs;
+            let near_four = vec4<f32>(weights[read_near + place.x], weights[read_near + place.y], weights[read_near + place.z], weights[read_near + place.w]);
+            let far_four = vec4<f32>(weights[read_far + place.x], weights[read_far + place.y], weights[read_far + place.z], weights[read_far + place.w]);
             for (var i = 0u; i < ROWS4; i++) {
-                sum_near[i] += a * row_tile[q * ROWS4 + i];
-                sum_far[i] += b * row_tile[q * ROWS4 + i];
+                let a = row_tile[q * ROWS4 + i];
+                let b = row_tile[(q + 1u) * ROWS4 + i];
+                let c = row_tile[(q + 2u) * ROWS4 + i];
+                let d = row_tile[(q + 3u) * ROWS4 + i];
+                sum_near[i] += near_four.x * a + near_four.y * b + near_four.z * c + near_four.w * d;
+                sum_far[i] += far_four.x * a + far_four.y * b + far_four.z * c + far_four.w * d;
             }
         }
     }

@@ -60,7 +60,9 @@ pub enum Error {
         message: String,
     },
     /// An array does not fit.
-    #[error("out of memory: array `{label}` needs {bytes} bytes, {available} may be had; use a smaller --memory or fewer --layers")]
+    #[error(
+        "out of memory: array `{label}` needs {bytes} bytes, {available} may be had; raise --memory if it set that limit, else lower it, --keep or --history"
+    )]
     OutOfMemory {
         /// The array.
         label: String,

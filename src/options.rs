@@ -188,27 +188,27 @@ impl Split {
     pub fn uniform(tokens: usize, options: &Options) -> Result<Self> {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a fraction of a token count")]
         let kept = ((options.keep * tokens as f64) + 1e-9).floor() as usize;
-        let tail = match options.tail {
+        let tail_of = |kept: usize| match options.tail {
             Tail::Pairs(pairs) => pairs,
             Tail::Auto => (kept / 4).min(256),
         };
-        let fixed = options.sinks + tail;
-        if fixed >= kept || fixed >= tokens {
-            let least = (options.sinks + tail + 1) as f64 / tokens as f64;
+        let fixed_of = |kept: usize| options.sinks.saturating_add(tail_of(kept));
+        let (tail, fixed) = (tail_of(kept), fixed_of(kept));
+        if fixed >= kept {
+            let least = (1..tokens).find(|&kept| fixed_of(kept) < kept);
             return Err(Error::option(
                 "--keep",
-                if fixed + 1 >= tokens {
-                    format!(
+                match least {
+                    None => format!(
                         "a cache of {tokens} pairs leaves no zone between {} sinks and a tail of {tail}; use a smaller --tail or --sinks",
                         options.sinks
-                    )
-                } else {
-                    format!(
-                        "{} of {tokens} pairs is {kept}, which {} sinks and a tail of {tail} use up; the smallest keep that leaves a free pair is {:.4} (or use a smaller --tail)",
+                    ),
+                    Some(least) => format!(
+                        "{:?} of {tokens} pairs is {kept}, which {} sinks and a tail of {tail} use up; the smallest keep that leaves a free pair is {:.4} (or use a smaller --tail or --sinks)",
                         options.keep,
                         options.sinks,
-                        (least * 1e4).ceil() / 1e4
-                    )
+                        (least as f64 / tokens as f64 * 1e4).ceil() / 1e4
+                    ),
                 },
             ));
         }

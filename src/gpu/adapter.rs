@@ -179,8 +179,20 @@ fn pick(all: &[AdapterSummary], wanted: Option<&str>, software_allowed: bool) ->
     place.ok_or_else(|| refuse(format!("none matches `{wanted}`")))
 }
 
+/// The adapter that [`Gpu::open`](super::Gpu::open) would open for this selection; its `lacks` says whether that would succeed.
+///
+/// # Errors
+/// [`Error::NoAdapter`] with those there are.
+pub fn chosen(selection: &Selection) -> Result<AdapterSummary> {
+    find(selection).map(|found| found.0)
+}
+
 /// The adapter that a selection means.
 pub(super) fn choose(selection: &Selection) -> Result<Adapter> {
+    find(selection).map(|found| found.1)
+}
+
+fn find(selection: &Selection) -> Result<(AdapterSummary, Adapter)> {
     let variable = |name: &str| std::env::var(name).ok();
     let backends = selection.backend.clone().or_else(|| variable("WGPU_BACKEND")).unwrap_or_default();
     let backends = parse_backends(&backends)?;
@@ -204,11 +216,10 @@ pub(super) fn choose(selection: &Selection) -> Result<Adapter> {
     if offered.is_empty() && !summaries.is_empty() {
         return Err(Error::NoAdapter(format!("none of that interface; there is {}", list(&summaries))));
     }
-    let index = offered[pick(&offered, wanted.as_deref(), selection.software_allowed)?].index;
-    everything
-        .into_iter()
-        .nth(index)
-        .ok_or_else(|| Error::NoAdapter("the adapter is gone".into()))
+    let found = offered[pick(&offered, wanted.as_deref(), selection.software_allowed)?].clone();
+    let adapter = everything.into_iter().nth(found.index);
+    let adapter = adapter.ok_or_else(|| Error::NoAdapter("the adapter is gone".into()))?;
+    Ok((found, adapter))
 }
 
 #[cfg(test)]

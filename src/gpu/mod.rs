@@ -44,7 +44,7 @@ mod source;
 mod timing;
 mod uniformity;
 
-pub use adapter::{AdapterSummary, Selection, adapters};
+pub use adapter::{AdapterSummary, Selection, adapters, chosen};
 pub use array::{Array, Element};
 pub use device::Gpu;
 pub use kernel::Kernel;

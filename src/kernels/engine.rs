@@ -100,8 +100,18 @@ impl GpuEngine {
     /// # Errors
     /// None at present; kept for needs of the device that only an engine can check.
     pub fn new(gpu: Gpu) -> Result<Self> {
+        let machine = Machine::of(&gpu);
+        Self::as_machine(gpu, machine)
+    }
+
+    /// The engine with kernels as another machine would get them: how the kernels for a GPU are tested on a software
+    /// driver, and those without subgroups on a device that has them.
+    ///
+    /// # Errors
+    /// As [`GpuEngine::new`].
+    pub fn as_machine(gpu: Gpu, machine: Machine) -> Result<Self> {
         Ok(Self {
-            machine: Machine::of(&gpu),
+            machine,
             gpu,
             kernels: HashMap::new(),
             scratch: None,

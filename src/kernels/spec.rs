@@ -83,9 +83,9 @@ impl Spec {
         Ok(Self {
             dims,
             subgroups: machine.subgroups,
-            attention_lanes: 64,
+            attention_lanes: if machine.software { 128 } else { 64 },
             attention_tile: tile(dims.dim + dims.value_dim),
-            key_lanes: 64,
+            key_lanes: if machine.software { 128 } else { 64 },
             score_tile: tile(dims.dim + 1),
             gradient_tile: tile(dims.dim + dims.state_row()),
             // A barrier costs a software driver for every lane, a GPU hides memory's latency behind more of them.
@@ -93,7 +93,7 @@ impl Spec {
             element_lanes: if machine.software { 64 } else { 256 },
             gram_lanes: if machine.software { 32 } else { 64 },
             rhs_channels: rhs_channels(dims.value_dim),
-            solve_lanes: 32,
+            solve_lanes: if machine.software { 64 } else { 32 },
         })
     }
 

@@ -389,8 +389,8 @@ impl<'a, E: Engine> Batch<'a, E> {
 /// What so many outer steps allow: their iterations, and a quarter more evaluations (as the published optimiser does).
 fn allowance(options: &Options, steps: u32) -> Allowance {
     Allowance {
-        iterations: steps * options.iterations,
-        evaluations: steps * (options.iterations + options.iterations / 4).max(options.iterations + 1),
+        iterations: steps.saturating_mul(options.iterations),
+        evaluations: steps.saturating_mul(options.iterations.saturating_add((options.iterations / 4).max(1))),
         learning_rate: options.learning_rate,
         capacity: options.history,
     }

@@ -1,27 +1,49 @@
 //! The engines under test, and which checks each must pass.
 
+use std::io::Write as _;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use kvsculpt::engine::Engine;
+use kvsculpt::gpu::{Gpu, Selection};
+use kvsculpt::kernels::{GpuEngine, Machine};
+
 /// The engine of the processor.
 #[cfg(feature = "cpu")]
 fn cpu() -> kvsculpt::cpu::CpuEngine {
     kvsculpt::cpu::CpuEngine::new()
 }
 
-/// The GPU's engine: opened once for the whole binary, so that its kernels are compiled once.
-fn gpu() -> std::sync::MutexGuard<'static, kvsculpt::kernels::GpuEngine> {
-    use kvsculpt::engine::Engine;
-    use kvsculpt::gpu::{Gpu, Selection};
-    use kvsculpt::kernels::GpuEngine;
-    use std::io::Write as _;
-    use std::sync::{Mutex, OnceLock, PoisonError};
+/// An engine of the GPU, opened once for the whole binary, so that its kernels are compiled once.
+type Shared = OnceLock<Result<Mutex<GpuEngine>, String>>;
 
-    static ENGINE: OnceLock<Result<Mutex<GpuEngine>, String>> = OnceLock::new();
-    let engine = ENGINE.get_or_init(|| {
-        let engine = Gpu::open(&Selection::default())
-            .and_then(GpuEngine::new)
-            .map_err(|error| error.to_string())?;
+/// The GPU's engine.
+fn gpu() -> MutexGuard<'static, GpuEngine> {
+    static ENGINE: Shared = OnceLock::new();
+    share(&ENGINE, |gpu| {
+        let engine = GpuEngine::new(gpu)?;
         // Not eprintln!, which the test harness keeps to itself.
         let _ = writeln!(std::io::stderr(), "GPU tests run on {}", engine.name());
-        Ok(Mutex::new(engine))
+        Ok(engine)
+    })
+}
+
+/// The same device with the kernels of the other kind of machine: a GPU's on a software driver, and the reverse; without
+/// subgroups where it has them.
+fn gpu_as_another_machine() -> MutexGuard<'static, GpuEngine> {
+    static ENGINE: Shared = OnceLock::new();
+    share(&ENGINE, |gpu| {
+        let other = Machine {
+            software: !gpu.is_software(),
+            subgroups: false,
+        };
+        GpuEngine::as_machine(gpu, other)
+    })
+}
+
+fn share(place: &'static Shared, make: impl FnOnce(Gpu) -> kvsculpt::Result<GpuEngine>) -> MutexGuard<'static, GpuEngine> {
+    let engine = place.get_or_init(|| {
+        let engine = Gpu::open(&Selection::default()).and_then(make);
+        engine.map(Mutex::new).map_err(|error| error.to_string())
     });
     match engine {
         // A failed check says nothing about the next one.
@@ -54,6 +76,33 @@ macro_rules! checks {
             })+
         }
     };
+}
+
+/// The checks of kernels that another machine gets otherwise.
+macro_rules! checks_as_another_machine {
+    ($($kernel:ident: $($check:ident),+;)+) => {
+        mod on_gpu_as_another_machine {
+            $(mod $kernel {
+                $(#[test]
+                fn $check() {
+                    crate::$kernel::$check(&mut *crate::engines::gpu_as_another_machine());
+                })+
+            })+
+        }
+    };
+}
+
+checks_as_another_machine! {
+    attention: no_pairs, compact_arrays;
+    loss: ragged_batches, rows_that_are_not_finite;
+    evaluate: same_bits_again_and_alone;
+    gram: ragged_batches;
+    cholesky: ragged_batches, not_positive;
+    solve: ragged_batches;
+    value_fit: same_bits_again_and_alone;
+    slope: ragged_batches, not_finite;
+    lbfgs_direction: ragged_batches;
+    lbfgs_push: ragged_batches, pairs_of_no_use;
 }
 
 checks! {

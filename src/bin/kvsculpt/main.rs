@@ -1,2 +1,124 @@
-//! x
-fn main() {}
+//! The program `kvsculpt`: one file a subcommand.
+//!
+//! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 2 options without meaning, 3 a file that
+//! cannot be read, understood or written, 4 no adapter or not a sufficient one, 5 trouble on the GPU or too little memory.
+
+mod arguments;
+mod compress;
+mod demo;
+mod devices;
+mod engine;
+mod progress;
+mod report;
+mod table;
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use kvsculpt::{Error, Result};
+use tracing_subscriber::EnvFilter;
+
+/// Makes a language model's key-value cache several times shorter.
+///
+/// For every KV head a few free key-value pairs are fitted so that they answer the head's queries as all its pairs did; sinks and
+/// the newest pairs stay as they are. `kvsculpt demo` shows it on a small real cache and needs no set-up.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100, infer_long_args = false)]
+struct Program {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    talk: Talk,
+}
+
+/// How much is said on standard error.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Talk {
+    /// Log what happens to standard error; RUST_LOG chooses what
+    #[arg(short, long, global = true, display_order = 100)]
+    verbose: bool,
+    /// No progress bar and no notices
+    #[arg(short, long, global = true, display_order = 100)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Compress(Box<compress::Arguments>),
+    Demo(demo::Arguments),
+    Devices(devices::Arguments),
+}
+
+fn main() -> ExitCode {
+    let program = Program::parse();
+    if program.talk.verbose {
+        log_to_stderr();
+    }
+    let done = match &program.command {
+        Command::Compress(arguments) => compress::run(arguments, program.talk),
+        Command::Demo(arguments) => demo::run(arguments, program.talk),
+        Command::Devices(arguments) => devices::run(arguments, program.talk),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody left to tell where standard error is closed.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// One code a class of errors, so that scripts can tell them apart.
+fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Options { .. } => 2,
+        Error::File { .. } | Error::Shape { .. } => 3,
+        Error::NoAdapter(_) | Error::Unsupported { .. } => 4,
+        Error::Shader { .. } | Error::OutOfMemory { .. } | Error::DeviceLost(_) | Error::Timeout { .. } | Error::Gpu(_) => 5,
+        _ => 1,
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,kvsculpt=debug"));
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colours)
+        .init();
+}
+
+/// Writes to standard output; a reader that has gone away is no error.
+fn print(text: &str) -> Result<()> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::File {
+            path: "standard output".into(),
+            reason: format!("cannot be written: {error}"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Writes an object to standard output as one line of JSON.
+fn print_json(object: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string(object).map_err(|error| Error::File {
+        path: "standard output".into(),
+        reason: format!("the report is no JSON: {error}"),
+    })?;
+    print(&format!("{text}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory as _;
+        Program::command().debug_assert();
+    }
+}

@@ -1,0 +1,365 @@
+//! Arguments that several subcommands share, and the forms they are written in.
+
+use clap::{Args, ValueEnum};
+use kvsculpt::Options;
+use kvsculpt::cache::Dtype;
+use kvsculpt::gpu::Selection;
+use kvsculpt::options::{Anchor, Method, Strength, Tail};
+
+/// Layers above this are a slip of the pen, not a model.
+const MOST_LAYERS: usize = 1 << 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineKind {
+    /// A GPU where there is one, else the CPU engine (with a notice)
+    Auto,
+    /// A GPU, or the software driver that stands in for one
+    Gpu,
+    /// The CPU engine
+    Cpu,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BackendKind {
+    Vulkan,
+    Metal,
+    Dx12,
+}
+
+/// On what machine to compute.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct EngineArguments {
+    /// What computes
+    #[arg(long, value_enum, default_value_t = EngineKind::Auto, value_name = "ENGINE")]
+    pub(crate) engine: EngineKind,
+    /// Use only GPU adapters of this interface [default: the variable WGPU_BACKEND, else all]
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    backend: Option<BackendKind>,
+    /// The adapter's number in `kvsculpt devices`, or a part of its name [default: the variable WGPU_ADAPTER_NAME, else the first]
+    #[arg(long, value_name = "INDEX|NAME")]
+    pub(crate) adapter: Option<String>,
+}
+
+impl EngineArguments {
+    /// The adapter wanted, software drivers allowed.
+    pub(crate) fn selection(&self) -> Selection {
+        let backend = self.backend.and_then(|backend| backend.to_possible_value());
+        Selection {
+            backend: backend.map(|value| value.get_name().to_owned()),
+            adapter: self.adapter.clone(),
+            ..Selection::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum MethodKind {
+    /// Pairs drawn at random: the floor
+    Random,
+    /// The pairs of highest summed attention, as they are
+    Select,
+    /// The same keys with values solved by least squares
+    SelectFit,
+    /// Keys by L-BFGS, values by least squares, in turn
+    Kvsculpt,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum PresetKind {
+    /// What measurements on queries never fitted favour
+    Default,
+    /// The paper's recipe to the letter
+    Published,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DtypeKind {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<DtypeKind> for Dtype {
+    fn from(kind: DtypeKind) -> Self {
+        match kind {
+            DtypeKind::F32 => Self::F32,
+            DtypeKind::F16 => Self::F16,
+            DtypeKind::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AnchorKind {
+    /// Zero, as published
+    Zero,
+    /// The values the seed's pairs had in the cache
+    Seed,
+}
+
+/// What decides the result; what is not given is the preset's.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct OptionArguments {
+    #[arg(long, value_name = "FRACTION", help = with_presets("Fraction of the pairs that is kept, sinks and tail counted", |options| options.keep.to_string()))]
+    keep: Option<f64>,
+    /// How a head's short cache is made [default: kvsculpt]
+    #[arg(long, value_enum)]
+    method: Option<MethodKind>,
+    /// Where the options that are not given come from
+    #[arg(long, value_enum, default_value_t = PresetKind::Default)]
+    preset: PresetKind,
+    #[arg(long, value_name = "PAIRS|auto", value_parser = tail, help = with_presets(
+        "Newest pairs that stay as they are: a number, or `auto` for a quarter of the kept pairs, at most 256",
+        |options| match options.tail {
+            Tail::Auto => "auto".into(),
+            Tail::Pairs(pairs) => pairs.to_string(),
+        },
+    ))]
+    tail: Option<Tail>,
+    #[arg(long, value_name = "PAIRS", help = with_presets("First pairs that stay as they are", |options| options.sinks.to_string()))]
+    sinks: Option<usize>,
+    #[arg(long, help = with_presets("Outer steps of key optimisation", |options| options.steps.to_string()))]
+    steps: Option<u32>,
+    /// Seeds the method `random` [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    #[command(flatten)]
+    finer: FinerArguments,
+}
+
+/// The finer points of the method. A strength is a plain number as in the paper (`1e-3`), or a number followed by x (`1e-3x`): so
+/// many times the head's own scale.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Finer points (STRENGTH: a number, or 1e-3x for so many times the head's own scale)")]
+struct FinerArguments {
+    #[arg(long, value_name = "STRENGTH", value_parser = strength, help = with_presets(
+        "What an error in the mass costs beside one in the output; x: times the teacher's mean squared output",
+        |options| written(options.mass_weight),
+    ))]
+    mass_weight: Option<Strength>,
+    #[arg(long, value_name = "STRENGTH", value_parser = strength, help = with_presets(
+        "Ridge of the value solve; x: times the Gram's mean diagonal",
+        |options| written(options.ridge),
+    ))]
+    ridge: Option<Strength>,
+    #[arg(long, value_enum, help = with_presets("What the ridge pulls values toward", |options| match options.anchor {
+        Anchor::Zero => "zero".into(),
+        Anchor::Seed => "seed".into(),
+    }))]
+    anchor: Option<AnchorKind>,
+    #[arg(long, value_name = "ROWS", help = with_presets(
+        "Training rows a query head from the whole context, turned to the positions that follow",
+        |options| options.context_rows.to_string(),
+    ))]
+    context_rows: Option<usize>,
+    #[arg(long, value_name = "ROWS|tail", value_parser = recent_rows, help = with_presets(
+        "Training rows a query head at the newest positions; `tail`: as many as the tail is long",
+        |options| options.recent_rows.map_or_else(|| "tail".into(), |rows| rows.to_string()),
+    ))]
+    recent_rows: Option<RecentRows>,
+    #[arg(long, value_name = "ROWS", help = with_presets(
+        "Rows a query head held out of every fit, by which the best iterate is chosen; 0: the last one is returned",
+        |options| options.validation_rows.to_string(),
+    ))]
+    validation_rows: Option<usize>,
+    #[arg(long, value_name = "PAIRS", help = with_presets("Curvature pairs that L-BFGS remembers", |options| options.history.to_string()))]
+    history: Option<u32>,
+    #[arg(long, help = with_presets("L-BFGS iterations in an outer step", |options| options.iterations.to_string()))]
+    iterations: Option<u32>,
+    #[arg(long, value_name = "STEPS", help = with_presets(
+        "Solve the values again after so many outer steps",
+        |options| options.refit_every.to_string(),
+    ))]
+    refit_every: Option<u32>,
+    #[arg(long, value_name = "LENGTH", help = with_presets("First trial length of a line search", |options| options.learning_rate.to_string()))]
+    learning_rate: Option<f64>,
+}
+
+/// Training rows at the newest positions, `None` for the tail's length.
+#[derive(Clone, Copy, Debug)]
+struct RecentRows(Option<usize>);
+
+impl OptionArguments {
+    /// The preset with what was given put over it.
+    pub(crate) fn options(&self) -> Options {
+        let mut options = match self.preset {
+            PresetKind::Default => Options::default(),
+            PresetKind::Published => Options::published(),
+        };
+        replace(&mut options.keep, self.keep);
+        replace(&mut options.method, self.method.map(method));
+        replace(&mut options.tail, self.tail);
+        replace(&mut options.sinks, self.sinks);
+        replace(&mut options.steps, self.steps);
+        replace(&mut options.seed, self.seed);
+        self.finer.put_over(&mut options);
+        options
+    }
+}
+
+impl FinerArguments {
+    fn put_over(&self, options: &mut Options) {
+        replace(&mut options.mass_weight, self.mass_weight);
+        replace(&mut options.ridge, self.ridge);
+        replace(
+            &mut options.anchor,
+            self.anchor.map(|anchor| match anchor {
+                AnchorKind::Zero => Anchor::Zero,
+                AnchorKind::Seed => Anchor::Seed,
+            }),
+        );
+        replace(&mut options.context_rows, self.context_rows);
+        replace(&mut options.recent_rows, self.recent_rows.map(|rows| rows.0));
+        replace(&mut options.validation_rows, self.validation_rows);
+        replace(&mut options.history, self.history);
+        replace(&mut options.iterations, self.iterations);
+        replace(&mut options.refit_every, self.refit_every);
+        replace(&mut options.learning_rate, self.learning_rate);
+    }
+}
+
+/// The help of an option with what it is in each preset.
+fn with_presets(help: &str, value: impl Fn(&Options) -> String) -> String {
+    let (default, published) = (value(&Options::default()), value(&Options::published()));
+    if default == published {
+        format!("{help} [default: {default}]")
+    } else {
+        format!("{help} [default: {default}; published: {published}]")
+    }
+}
+
+/// A strength as it is written on the command line.
+fn written(strength: Strength) -> String {
+    match strength {
+        Strength::Absolute(value) => value.to_string(),
+        Strength::Relative(factor) => format!("{factor}x"),
+    }
+}
+
+fn replace<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
+    }
+}
+
+fn method(kind: MethodKind) -> Method {
+    match kind {
+        MethodKind::Random => Method::Random,
+        MethodKind::Select => Method::Select,
+        MethodKind::SelectFit => Method::SelectFit,
+        MethodKind::Kvsculpt => Method::Kvsculpt,
+    }
+}
+
+fn tail(text: &str) -> Result<Tail, String> {
+    match text {
+        "auto" => Ok(Tail::Auto),
+        number => number
+            .parse()
+            .map(Tail::Pairs)
+            .map_err(|_| "neither a number of pairs nor `auto`".into()),
+    }
+}
+
+fn recent_rows(text: &str) -> Result<RecentRows, String> {
+    match text {
+        "tail" => Ok(RecentRows(None)),
+        number => number
+            .parse()
+            .map(|rows| RecentRows(Some(rows)))
+            .map_err(|_| "neither a number of rows nor `tail`".into()),
+    }
+}
+
+fn strength(text: &str) -> Result<Strength, String> {
+    let refuse = |_| "write a number, or a number with x behind it for so many times the head's own scale".to_owned();
+    match text.strip_suffix('x') {
+        Some(factor) => factor.parse().map(Strength::Relative).map_err(refuse),
+        None => text.parse().map(Strength::Absolute).map_err(refuse),
+    }
+}
+
+/// Layers as they are written, `0,7-9`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Layers(pub(crate) Vec<usize>);
+
+/// Reads layers: numbers and ranges, both ends counted, with commas between.
+pub(crate) fn layers(text: &str) -> Result<Layers, String> {
+    let number = |text: &str| {
+        let layer = text.trim().parse().ok().filter(|&layer: &usize| layer < MOST_LAYERS);
+        layer.ok_or_else(|| format!("`{text}` is no layer; write numbers and ranges such as 0,7-9"))
+    };
+    let mut layers = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(format!("the range {part} is empty; write the smaller number first"));
+        }
+        layers.extend(first..=last);
+    }
+    layers.sort_unstable();
+    layers.dedup();
+    Ok(Layers(layers))
+}
+
+/// Reads a size such as `2GiB`, `500MB` or a plain number of bytes.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let refuse = || "write a size such as 2GiB, 500MB or a number of bytes".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim_end();
+    let unit: u64 = match text[digits.len()..].trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        _ => return Err(refuse()),
+    };
+    let number: f64 = digits.parse().map_err(|_| refuse())?;
+    let size = number * unit as f64;
+    if !(size >= 1.0 && size < u64::MAX as f64) {
+        return Err(refuse());
+    }
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to lie within the type just above"
+    )]
+    Ok(size as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_numbers_and_ranges() {
+        assert_eq!(layers("7-9,0,8").unwrap(), Layers(vec![0, 7, 8, 9]));
+        for wrong in ["", "a", "3-", "9-7", "0-99999999", "1,,2", "-1"] {
+            assert!(layers(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_and_decimal_units() {
+        assert_eq!(bytes("2GiB"), Ok(2 << 30));
+        assert_eq!(bytes("1.5 kb"), Ok(1500));
+        assert_eq!(bytes("77"), Ok(77));
+        for wrong in ["", "GiB", "-1", "0", "1PiB", "1e30", "nan", "2Gi B", "ß"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_strength_is_absolute_unless_it_ends_in_x() {
+        assert_eq!(strength("1e-3"), Ok(Strength::Absolute(1e-3)));
+        assert_eq!(strength("0.25x"), Ok(Strength::Relative(0.25)));
+        assert!(strength("x").is_err() && strength("1y").is_err());
+        for value in [Strength::Absolute(1e-3), Strength::Relative(0.25)] {
+            assert_eq!(strength(&written(value)), Ok(value));
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The progress bar on standard error.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kvsculpt::solver::Observer;
+
+use crate::Talk;
+
+/// Steps of the bar; finer than a terminal can show.
+const STEPS: u64 = 10_000;
+
+/// A bar with heads done, per cent and time left; nothing where standard error is no terminal. It has no colours.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    /// When work began, after reading; the time left is judged from then.
+    began: Option<Instant>,
+}
+
+impl Progress {
+    pub(crate) fn new(talk: Talk) -> Self {
+        // Log lines and a bar would overwrite each other.
+        let target = if talk.quiet || talk.verbose {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(Some(STEPS), target);
+        // A template that did not parse would leave the library's plain bar: no reason to fail.
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:>4} {bar:30} {percent:>3} %  {msg}") {
+            bar.set_style(style.progress_chars("━╸ "));
+        }
+        bar.set_message("reading");
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Self { bar, began: None }
+    }
+
+    /// Takes the bar away, so that what follows starts on an empty line.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Observer for Progress {
+    fn progress(&mut self, finished: usize, heads: usize, fraction: f64) -> bool {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a fraction of a small number")]
+        let position = (fraction.clamp(0.0, 1.0) * STEPS as f64) as u64;
+        self.bar.set_position(position);
+        let worked = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
+        let left = if (0.02..1.0).contains(&fraction) {
+            let seconds = worked * (1.0 - fraction) / fraction;
+            format!(", about {} left", duration(seconds))
+        } else {
+            String::new()
+        };
+        self.bar.set_message(format!("{finished} of {heads} heads done{left}"));
+        true
+    }
+}
+
+/// Seconds as people say them.
+pub(crate) fn duration(seconds: f64) -> String {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a duration; casts saturate")]
+    let whole = seconds.round() as u64;
+    match whole {
+        0..=9 => format!("{seconds:.1} s"),
+        10..=119 => format!("{whole} s"),
+        120..=7199 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}

@@ -1,0 +1,228 @@
+//! What a compression came to: the object of `--json`, and the lines under the table.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use kvsculpt::Options;
+use kvsculpt::options::{Method, Split};
+use kvsculpt::solver::{Compression, Errors, Judged, Outcome, Timings};
+use serde::Serialize;
+
+use crate::engine::Machine;
+use crate::progress::duration;
+
+/// The file that came out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) bytes: u64,
+    pub(crate) seconds: f64,
+}
+
+/// The object of `--json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report<'a> {
+    tool: &'static str,
+    capture: &'a Path,
+    /// Absent for the demonstration, which writes no file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<&'a Path>,
+    engine: EngineReport,
+    options: &'a Options,
+    split: Split,
+    pub(crate) heads: &'a [Outcome],
+    pub(crate) means: Means,
+    bytes: Bytes,
+    seconds: Seconds,
+}
+
+#[derive(Debug, Serialize)]
+struct EngineReport {
+    kind: &'static str,
+    name: String,
+}
+
+/// Bytes of keys and values, in the dtype they are stored in now; and of the whole file written.
+#[derive(Debug, Serialize)]
+struct Bytes {
+    before: u64,
+    after: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Seconds {
+    #[serde(flatten)]
+    stages: Timings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write: Option<f64>,
+    total: f64,
+}
+
+/// Plain means over heads; of probe errors over the heads that have some.
+#[derive(Debug, Serialize)]
+pub(crate) struct Means {
+    pub(crate) result: Judged,
+    pub(crate) select: Judged,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) select_fit: Option<Judged>,
+}
+
+impl<'a> Report<'a> {
+    pub(crate) fn new(
+        capture: &'a Path,
+        written: Option<Written<'a>>,
+        machine: &Machine,
+        options: &'a Options,
+        compression: &'a Compression,
+        seconds: f64,
+    ) -> Self {
+        let heads = compression.outcomes.as_slice();
+        let (before, after) = compression.bytes();
+        let fitted: Option<Vec<Judged>> = heads.iter().map(|head| head.select_fit).collect();
+        Self {
+            tool: concat!("kvsculpt ", env!("CARGO_PKG_VERSION")),
+            capture,
+            output: written.map(|written| written.path),
+            engine: EngineReport {
+                kind: machine.kind(),
+                name: machine.name(),
+            },
+            options,
+            split: compression.split,
+            heads,
+            means: Means {
+                result: mean(heads.iter().map(|head| head.result)),
+                select: mean(heads.iter().map(|head| head.select)),
+                select_fit: fitted.map(|judged| mean(judged.into_iter())),
+            },
+            bytes: Bytes {
+                before,
+                after,
+                file: written.map(|written| written.bytes),
+            },
+            seconds: Seconds {
+                stages: compression.timings,
+                write: written.map(|written| written.seconds),
+                total: seconds,
+            },
+        }
+    }
+
+    pub(crate) fn method(&self) -> Method {
+        self.options.method
+    }
+
+    /// The lines under the table: what was kept, bytes, time, machine, file.
+    pub(crate) fn summary(&self) -> String {
+        let Split { tokens, sinks, free, tail } = self.split;
+        let Timings {
+            read,
+            teacher,
+            values,
+            keys,
+            judge,
+        } = self.seconds.stages;
+        let mut text = String::new();
+        let mut line = |what: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{what:8} {value}");
+        };
+        line(
+            "pairs",
+            format!(
+                "{tokens} → {} a head: {sinks} sinks, {free} {}, {tail} newest",
+                self.split.kept(),
+                self.free_pairs()
+            ),
+        );
+        line(
+            "bytes",
+            format!(
+                "{} → {} of keys and values, {:.2}× smaller",
+                size(self.bytes.before),
+                size(self.bytes.after),
+                self.bytes.before as f64 / self.bytes.after.max(1) as f64
+            ),
+        );
+        let write = self.seconds.write.map(|seconds| format!(", writing {}", duration(seconds)));
+        line(
+            "time",
+            format!(
+                "{}: reading {}, teacher and seed {}, values {}, keys {}, judging {}{}",
+                duration(self.seconds.total),
+                duration(read),
+                duration(teacher),
+                duration(values),
+                duration(keys),
+                duration(judge),
+                write.unwrap_or_default()
+            ),
+        );
+        line("machine", self.engine.name.clone());
+        if let (Some(path), Some(bytes)) = (self.output, self.bytes.file) {
+            line("file", format!("{} ({})", path.display(), size(bytes)));
+        }
+        text
+    }
+
+    fn free_pairs(&self) -> &'static str {
+        match self.options.method {
+            Method::Kvsculpt => "optimised",
+            Method::SelectFit => "selected and refitted",
+            Method::Random => "drawn at random",
+            _ => "selected",
+        }
+    }
+}
+
+fn mean(judged: impl Iterator<Item = Judged>) -> Judged {
+    let judged: Vec<Judged> = judged.collect();
+    let probes: Vec<Errors> = judged.iter().filter_map(|judged| judged.probe).collect();
+    let over = |pick: fn(&Judged) -> f64| average(judged.iter().map(pick));
+    let over_probes = |pick: fn(&Errors) -> f64| average(probes.iter().map(pick));
+    Judged {
+        loss: over(|judged| judged.loss),
+        output: over(|judged| judged.output),
+        mass: over(|judged| judged.mass),
+        probe: (!probes.is_empty()).then(|| Errors {
+            output: over_probes(|errors| errors.output),
+            mass: over_probes(|errors| errors.mass),
+            merged: over_probes(|errors| errors.merged),
+        }),
+    }
+}
+
+fn average(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len();
+    values.sum::<f64>() / count as f64
+}
+
+/// Bytes as people say them.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let mut number = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while number >= 1023.95 && unit + 1 < UNITS.len() {
+        number /= 1024.0;
+        unit += 1;
+    }
+    format!("{number:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_change_their_unit_before_four_digits() {
+        assert_eq!(size(1023), "1023 bytes");
+        assert_eq!(size(1 << 20), "1.0 MiB");
+        assert_eq!(size((1 << 20) - 1), "1.0 MiB");
+        assert_eq!(size(u64::MAX), "16384.0 PiB");
+    }
+}

@@ -1,0 +1,90 @@
+//! Which machine computes, and that it does not matter to the result.
+
+use serde_json::Value;
+
+use crate::workplace::{Workplace, capture, refused, run, succeeded, text};
+
+#[test]
+fn an_adapter_that_does_not_exist_is_refused() {
+    let workplace = Workplace::new(&capture().bytes());
+    refused(&workplace.compress(&["--adapter", "no such thing"]), 4, &["no GPU adapter"]);
+    refused(
+        &workplace.compress(&["--adapter", "0", "--engine", "cpu"]),
+        2,
+        &["--adapter", "--engine cpu"],
+    );
+    let devices: Value = serde_json::from_slice(&run(&["devices", "--json"]).stdout).expect("JSON");
+    let output = run(&["devices", "--adapter", "no such thing"]);
+    // Those that exist are listed.
+    for adapter in devices["adapters"].as_array().expect("adapters") {
+        let name = adapter["name"].as_str().expect("a name");
+        refused(&output, 4, &["`no such thing`", name]);
+    }
+    assert_eq!(workplace.files(), ["capture.safetensors"]);
+}
+
+/// The program where the Vulkan loader finds no driver.
+#[cfg(target_os = "linux")]
+fn without_driver(arguments: &[impl AsRef<std::ffi::OsStr>]) -> std::process::Output {
+    // Not through the runner, which would bring a driver.
+    std::process::Command::new(env!("CARGO_BIN_EXE_kvsculpt"))
+        .args(arguments)
+        .env("VK_DRIVER_FILES", "/nonexistent")
+        .env("VK_ICD_FILENAMES", "/nonexistent")
+        .env_remove("WGPU_ADAPTER_NAME")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("the program starts")
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn without_any_adapter_gpu_is_refused_and_auto_takes_the_cpu_engine_with_a_notice() {
+    let workplace = Workplace::new(&capture().bytes());
+    let output = without_driver(&workplace.arguments(&workplace.output(), &["--engine", "gpu"]));
+    refused(&output, 4, &["no GPU adapter", "mesa-vulkan-drivers"]);
+    assert_eq!(workplace.files(), ["capture.safetensors"]);
+    let output = without_driver(&workplace.arguments(&workplace.output(), &["--engine", "auto"]));
+    assert_eq!(output.status.code(), Some(0));
+    let notice = text(&output.stderr);
+    assert!(notice.starts_with("note: no GPU") && notice.lines().count() == 1, "{notice}");
+    assert!(text(&output.stdout).contains("CPU"));
+    let output = without_driver(&workplace.arguments(&workplace.output(), &["--engine", "auto", "--quiet"]));
+    succeeded(&output);
+}
+
+#[test]
+fn devices_lists_the_cpu_engine_and_marks_what_would_be_used() {
+    let list = run(&["devices", "--engine", "cpu"]);
+    let marked = succeeded(&list).lines().find(|line| line.trim_start().starts_with('*'));
+    assert!(marked.is_some_and(|line| line.contains("CPU")), "{}", text(&list.stdout));
+    let output = run(&["devices", "--json", "--engine", "cpu"]);
+    let devices: Value = serde_json::from_str(succeeded(&output)).expect("JSON");
+    assert_eq!(devices["chosen"]["engine"], "cpu");
+    assert!(devices["cpu"]["name"].as_str().is_some_and(|name| name.contains("thread")));
+    for (index, adapter) in devices["adapters"].as_array().expect("adapters").iter().enumerate() {
+        assert_eq!(adapter["index"], index);
+    }
+}
+
+#[test]
+fn both_engines_give_the_same_probe_errors_head_by_head() {
+    let workplace = Workplace::new(&capture().bytes());
+    let errors = |engine: &str| -> Vec<[f64; 3]> {
+        let output = workplace.compress(&["--engine", engine, "--json", "--keep", "0.4"]);
+        let report: Value = serde_json::from_str(succeeded(&output)).expect("JSON");
+        assert_eq!(report["engine"]["kind"], engine);
+        let heads = report["heads"].as_array().expect("heads");
+        // Optimised keys are compared, not only the seed that both engines start from.
+        assert!(heads.iter().any(|head| head["result"]["mass"] != head["select"]["mass"]));
+        heads
+            .iter()
+            .map(|head| ["output", "mass", "merged"].map(|error| head["result"]["probe"][error].as_f64().expect("a number")))
+            .collect()
+    };
+    let (gpu, cpu) = (errors("gpu"), errors("cpu"));
+    assert_eq!((gpu.len(), cpu.len()), (4, 4));
+    for (gpu, cpu) in gpu.iter().flatten().zip(cpu.iter().flatten()) {
+        assert!(*cpu > 0.0 && (gpu / cpu - 1.0).abs() < 0.01, "{gpu} and {cpu}");
+    }
+}
