@@ -1,4 +1,4 @@
-//! `L Lᵀ = G + (ridge₀ + ridge₁ · mean diag G) I`, by backward error: what L L ᵀ is, not what L is.
+//! `L Lᵀ = G + (ridge₀ + ridge₁ · mean diag G) I`, by backward error: what L Lᵀ is, not what L is.
 
 use kvsculpt::engine::{Engine, Head, SCALARS, scalar};
 use kvsculpt::reference;
