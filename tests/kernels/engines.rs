@@ -101,8 +101,8 @@ checks_as_another_machine! {
     scores: ragged_batches;
     evaluate: same_bits_again_and_alone;
     gram: ragged_batches;
-    cholesky: ragged_batches, not_positive;
-    solve: ragged_batches;
+    cholesky: ragged_batches, not_positive, many_pairs;
+    solve: ragged_batches, many_pairs;
     value_fit: same_bits_again_and_alone;
     slope: ragged_batches, not_finite;
     lbfgs_direction: ragged_batches;
@@ -118,8 +118,8 @@ checks! {
     weights: ragged_batches, a_later_block, hard_inputs;
     gram: ragged_batches, several_blocks;
     rhs: ragged_batches, several_blocks;
-    cholesky: ragged_batches, not_positive;
-    solve: ragged_batches;
+    cholesky: ragged_batches, not_positive, many_pairs;
+    solve: ragged_batches, many_pairs;
     value_fit: same_bits_again_and_alone;
     step: ragged_batches;
     slope: ragged_batches, not_finite;
