@@ -75,7 +75,7 @@ fn main() -> kvsculpt::Result<()> {
         }
         run(&mut engine)?;
         engine.read(&lengths)?;
-        let (start, cpu) = (Instant::now(), processor_seconds());
+        let start = Instant::now();
         let mut runs = 0;
         while runs < 2 || start.elapsed().as_secs_f64() < 0.6 {
             run(&mut engine)?;
@@ -83,14 +83,7 @@ fn main() -> kvsculpt::Result<()> {
             runs += 1;
         }
         let wall = start.elapsed().as_secs_f64() / f64::from(runs);
-        let cpu = (processor_seconds() - cpu) / f64::from(runs) / 2.0;
-        println!(
-            "{name:16} {:9.2} ms {:8.1} GFLOP/s   cpu/2 {:9.2} ms {:8.1}",
-            wall * 1e3,
-            flops / wall * 1e-9,
-            cpu * 1e3,
-            flops / cpu * 1e-9
-        );
+        println!("{name:16} {:9.2} ms {:8.1} GFLOP/s", wall * 1e3, flops / wall * 1e-9);
         Ok(())
     };
     time("attention", 2.0 * product, &mut |e| {
@@ -141,16 +134,4 @@ fn main() -> kvsculpt::Result<()> {
         )
     })?;
     Ok(())
-}
-
-fn processor_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<f64> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or("")
-        .split_whitespace()
-        .filter_map(|f| f.parse().ok())
-        .collect();
-    (fields.get(10).unwrap_or(&0.0) + fields.get(11).unwrap_or(&0.0)) / 100.0
 }

@@ -1,6 +1,8 @@
 //! Every kernel in every specialisation, checked with no device: it parses and validates, barriers are reached by all
 //! lanes or none, and it needs no more than every device has.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use kvsculpt::engine::Dims;
 use kvsculpt::gpu::reflect;
 use kvsculpt::kernels::{Machine, Spec, WORKGROUP_BYTES, sources};

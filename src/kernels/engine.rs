@@ -36,6 +36,8 @@ pub struct GpuEngine {
     kernels: HashMap<Dims, Kernels>,
     /// Sums of row blocks, between two dispatches of one operation.
     scratch: Option<Array>,
+    /// How large that may grow, where it is for several heads.
+    scratch_limit: u64,
 }
 
 /// The kernels of one specialisation, each compiled when first asked for.
@@ -98,7 +100,7 @@ impl GpuEngine {
     /// The engine on an open device. Kernels are compiled as they are needed.
     ///
     /// # Errors
-    /// None at present; kept for needs of the device that only an engine can check.
+    /// None so far: what a kernel needs of the device is checked when it is compiled.
     pub fn new(gpu: Gpu) -> Result<Self> {
         let machine = Machine::of(&gpu);
         Self::as_machine(gpu, machine)
@@ -115,12 +117,19 @@ impl GpuEngine {
             gpu,
             kernels: HashMap::new(),
             scratch: None,
+            scratch_limit: 64 << 20,
         })
     }
 
     /// The device, to ask it for timings or to set its time-out.
     pub fn gpu(&mut self) -> &mut Gpu {
         &mut self.gpu
+    }
+
+    /// Holds the sums of row blocks for as many heads at once as fit into so many bytes, and for one at least; 64 MiB at
+    /// first. Changes no result.
+    pub fn set_scratch_limit(&mut self, bytes: u64) {
+        self.scratch_limit = bytes;
     }
 
     /// The kernels for a table's channels, and the device to record them on.
@@ -160,15 +169,14 @@ impl Engine for GpuEngine {
     }
 
     fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64 {
-        let gradient = groups(heads, dims.dim)
-            .iter()
-            .map(|group| group.floats(dims.dim))
-            .max()
-            .unwrap_or(0);
-        let scores = groups(heads, 1).iter().map(|group| group.floats(1)).max().unwrap_or(0);
+        let sums = |width| {
+            let groups = groups(heads, width, self.scratch_limit);
+            groups.iter().map(|group| group.floats(width)).max().unwrap_or(0)
+        };
+        let (gradient, scores) = (sums(dims.dim), sums(1));
         let most_rows = heads.iter().map(|head| head.rows).max().unwrap_or(0);
-        let sums = Spec::new(dims, self.machine).map_or(0, |spec| loss::sums(&spec, most_rows, heads.len() as u64));
-        4 * gradient.max(scores).max(sums)
+        let loss = Spec::new(dims, self.machine).map_or(0, |spec| loss::sums(&spec, most_rows, heads.len() as u64));
+        4 * gradient.max(scores).max(loss)
     }
 
     fn table(&mut self, dims: Dims, heads: &[Head]) -> Result<Table> {
@@ -240,7 +248,7 @@ impl Engine for GpuEngine {
     }
 
     fn scores(&mut self, table: &Table, queries: &Array, keys: &Array, state: &Array, scale: f32, scores: &mut Array) -> Result<()> {
-        let groups = table.groups(1);
+        let groups = table.groups(1, self.scratch_limit);
         let partial = self.take_scratch(groups.iter().map(|group| group.floats(1)).max().unwrap_or(0))?;
         let (kernels, gpu) = self.parts(table.dims)?;
         let store = keys.element();
@@ -285,7 +293,7 @@ impl Engine for GpuEngine {
         gradient: &mut Array,
     ) -> Result<()> {
         let width = table.dims.dim;
-        let groups = table.groups(width);
+        let groups = table.groups(width, self.scratch_limit);
         let partial = self.take_scratch(groups.iter().map(|group| group.floats(width)).max().unwrap_or(0))?;
         let (kernels, gpu) = self.parts(table.dims)?;
         let blocks = ready(&mut kernels.key_gradient, || KeyGradient::new(gpu, &kernels.spec))?;

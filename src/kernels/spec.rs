@@ -71,7 +71,7 @@ impl Spec {
     /// [`Error::Unsupported`] for channels that are not a multiple of 4 between 4 and 256.
     pub fn new(dims: Dims, machine: Machine) -> Result<Self> {
         for (what, channels) in [("channels of a key", dims.dim), ("channels of a value", dims.value_dim)] {
-            if channels % 4 != 0 || !(4..=256).contains(&channels) {
+            if !channels.is_multiple_of(4) || !(4..=256).contains(&channels) {
                 return Err(Error::Unsupported {
                     what: what.into(),
                     need: channels.to_string(),
@@ -153,7 +153,7 @@ fn tile(floats: u32) -> u32 {
 fn rhs_channels(value_dim: u32) -> u32 {
     let quads = value_dim / 4;
     (value_dim.div_ceil(64)..=quads)
-        .find(|parts| quads % parts == 0)
+        .find(|&parts| quads.is_multiple_of(parts))
         .map_or(4, |parts| value_dim / parts)
 }
 
@@ -182,7 +182,7 @@ mod tests {
                 assert!(spec.attention_tile * (dim + value_dim) * 4 <= WORKGROUP_BYTES);
                 assert!(spec.gradient_tile * (dim + value_dim + 4) * 4 <= WORKGROUP_BYTES);
                 assert!(spec.score_tile * (dim + 1) * 4 <= WORKGROUP_BYTES);
-                assert!(value_dim % spec.rhs_channels == 0 && spec.rhs_channels % 4 == 0 && spec.rhs_channels <= 64);
+                assert!(value_dim.is_multiple_of(spec.rhs_channels) && spec.rhs_channels.is_multiple_of(4) && spec.rhs_channels <= 64);
             }
         }
     }

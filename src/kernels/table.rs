@@ -6,9 +6,6 @@ use crate::gpu::{Array, Gpu};
 
 use super::spec::row_blocks;
 
-/// Sums of row blocks are held for as many heads at once as fit into these bytes, and for one at least.
-const SCRATCH_BYTES: u64 = 64 << 20;
-
 /// Heads that an operation works on.
 #[derive(Debug)]
 pub struct Table {
@@ -79,8 +76,8 @@ impl Table {
         u64::from(self.most_pairs()) * u64::from(width)
     }
 
-    pub(super) fn groups(&self, width: u32) -> Vec<Group> {
-        groups(&self.heads, width)
+    pub(super) fn groups(&self, width: u32, most_bytes: u64) -> Vec<Group> {
+        groups(&self.heads, width, most_bytes)
     }
 }
 
@@ -98,8 +95,8 @@ fn placed(heads: &[Head]) -> Vec<Head> {
         .collect()
 }
 
-/// Cuts a table into groups whose sums fit into the scratch memory.
-pub(super) fn groups(heads: &[Head], width: u32) -> Vec<Group> {
+/// Cuts a table into groups whose sums take at most so many bytes, or that are one head.
+pub(super) fn groups(heads: &[Head], width: u32, most_bytes: u64) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for (place, head) in (0..).zip(heads) {
         let alone = Group {
@@ -117,7 +114,7 @@ pub(super) fn groups(heads: &[Head], width: u32) -> Vec<Group> {
             blocks: group.blocks.max(alone.blocks),
         });
         match (joined, groups.last_mut()) {
-            (Some(joined), Some(last)) if joined.floats(width) * 4 <= SCRATCH_BYTES => *last = joined,
+            (Some(joined), Some(last)) if joined.floats(width) * 4 <= most_bytes => *last = joined,
             _ => groups.push(alone),
         }
     }
@@ -139,15 +136,17 @@ mod tests {
     #[test]
     fn groups_hold_every_head_once_and_fit() {
         let heads: Vec<Head> = (0..100).map(|i| head(100 + 97 * i, 1 + 31 * i)).collect();
-        let groups = groups(&heads, 128);
+        let most_bytes = 64 << 20;
+        let groups = groups(&heads, 128, most_bytes);
         assert!(groups.len() > 1);
         let mut next = 0;
         for group in &groups {
             assert_eq!(group.first, next);
             next += group.heads;
-            assert!(group.floats(128) * 4 <= SCRATCH_BYTES);
+            assert!(group.floats(128) * 4 <= most_bytes);
         }
         assert_eq!(next, 100);
+        assert_eq!(super::groups(&heads, 128, 0).len(), 100);
         assert_eq!(
             groups.iter().map(|group| group.pairs).sum::<u32>(),
             heads.iter().map(|head| head.pairs).sum::<u32>()

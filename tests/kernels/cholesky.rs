@@ -12,18 +12,27 @@ const SET: [usize; 2] = [scalar::FACTORED, scalar::DIAGONAL];
 const RIDGES: [[f32; 2]; 4] = [[1e-2, 0.0], [0.0, 1e-3], [0.05, 0.02], [1e-4, 1e-2]];
 
 pub fn ragged_batches<E: Engine>(engine: &mut E) {
-    for mut batch in batches() {
-        let grams = grams(&mut batch);
-        let ridges: Vec<f32> = (0..batch.heads.len()).flat_map(|head| RIDGES[head % 4]).collect();
-        let (factor, scalars) = run(engine, &batch, &grams, &ridges);
-        for (head, active) in batch.each() {
-            let factor = square(head, &factor);
-            if active {
-                check_head(head, square(head, &grams), of_head(head, &ridges, 2), factor, &scalars);
-            } else {
-                untouched("factor", head, factor);
-                untouched("scalars", head, of_head(head, &scalars, SCALARS));
-            }
+    for batch in batches() {
+        check(engine, batch);
+    }
+}
+
+/// As many pairs as real heads have: more than a dozen blocks of any factorisation by blocks.
+pub fn many_pairs<E: Engine>(engine: &mut E) {
+    check(engine, Batch::all((64, 64), &[(2, 200), (3, 421), (1, 7)]));
+}
+
+fn check<E: Engine>(engine: &mut E, mut batch: Batch) {
+    let grams = grams(&mut batch);
+    let ridges: Vec<f32> = (0..batch.heads.len()).flat_map(|head| RIDGES[head % 4]).collect();
+    let (factor, scalars) = run(engine, &batch, &grams, &ridges);
+    for (head, active) in batch.each() {
+        let factor = square(head, &factor);
+        if active {
+            check_head(head, square(head, &grams), of_head(head, &ridges, 2), factor, &scalars);
+        } else {
+            untouched("factor", head, factor);
+            untouched("scalars", head, of_head(head, &scalars, SCALARS));
         }
     }
 }

@@ -17,7 +17,7 @@ fn cpu() -> kvsculpt::cpu::CpuEngine {
 type Shared = OnceLock<Result<Mutex<GpuEngine>, String>>;
 
 /// The GPU's engine.
-fn gpu() -> MutexGuard<'static, GpuEngine> {
+pub fn gpu() -> MutexGuard<'static, GpuEngine> {
     static ENGINE: Shared = OnceLock::new();
     share(&ENGINE, |gpu| {
         let engine = GpuEngine::new(gpu)?;
@@ -28,7 +28,7 @@ fn gpu() -> MutexGuard<'static, GpuEngine> {
 }
 
 /// The same device with the kernels of the other kind of machine: a GPU's on a software driver, and the reverse; without
-/// subgroups where it has them.
+/// subgroups where it has them. Sums of row blocks are held for one head at a time.
 fn gpu_as_another_machine() -> MutexGuard<'static, GpuEngine> {
     static ENGINE: Shared = OnceLock::new();
     share(&ENGINE, |gpu| {
@@ -36,7 +36,10 @@ fn gpu_as_another_machine() -> MutexGuard<'static, GpuEngine> {
             software: !gpu.is_software(),
             subgroups: false,
         };
-        GpuEngine::as_machine(gpu, other)
+        let mut engine = GpuEngine::as_machine(gpu, other)?;
+        // So little that every head is a group of its own.
+        engine.set_scratch_limit(0);
+        Ok(engine)
     })
 }
 
@@ -95,10 +98,11 @@ macro_rules! checks_as_another_machine {
 checks_as_another_machine! {
     attention: no_pairs, compact_arrays;
     loss: ragged_batches, rows_that_are_not_finite;
+    scores: ragged_batches;
     evaluate: same_bits_again_and_alone;
     gram: ragged_batches;
-    cholesky: ragged_batches, not_positive;
-    solve: ragged_batches;
+    cholesky: ragged_batches, not_positive, many_pairs;
+    solve: ragged_batches, many_pairs;
     value_fit: same_bits_again_and_alone;
     slope: ragged_batches, not_finite;
     lbfgs_direction: ragged_batches;
@@ -107,15 +111,15 @@ checks_as_another_machine! {
 
 checks! {
     attention: with_a_base, without_a_base, hard_inputs, no_pairs, compact_arrays;
-    scores: ragged_batches, hard_inputs;
+    scores: ragged_batches, hard_inputs, many_rows;
     loss: ragged_batches, rows_that_are_not_finite;
-    key_gradient: ragged_batches, hard_inputs;
+    key_gradient: ragged_batches, hard_inputs, many_rows;
     evaluate: ragged_batches, hard_inputs, same_bits_again_and_alone;
     weights: ragged_batches, a_later_block, hard_inputs;
     gram: ragged_batches, several_blocks;
     rhs: ragged_batches, several_blocks;
-    cholesky: ragged_batches, not_positive;
-    solve: ragged_batches;
+    cholesky: ragged_batches, not_positive, many_pairs;
+    solve: ragged_batches, many_pairs;
     value_fit: same_bits_again_and_alone;
     step: ragged_batches;
     slope: ragged_batches, not_finite;

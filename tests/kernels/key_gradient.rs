@@ -3,9 +3,9 @@
 use kvsculpt::engine::{Engine, Head};
 use kvsculpt::reference::{self, Loss, State};
 
-use crate::batch::{pairs, rows};
+use crate::batch::{Batch, pairs, rows};
 use crate::compare::{EPSILON, SLACK, close, largest, poison, untouched};
-use crate::problem::{Problem, Single, hard_problems, usual_problems};
+use crate::problem::{Kind, Problem, Single, hard_problems, usual_problems};
 
 pub fn ragged_batches<E: Engine>(engine: &mut E) {
     for problem in usual_problems() {
@@ -17,6 +17,14 @@ pub fn hard_inputs<E: Engine>(engine: &mut E) {
     for problem in hard_problems() {
         check(engine, &problem);
     }
+}
+
+/// So many rows that an engine may sum them in parts, beside a head of few.
+pub fn many_rows<E: Engine>(engine: &mut E) {
+    check(
+        engine,
+        &Problem::new(Batch::all((32, 32), &[(5, 3), (4500, 9), (1025, 2)]), Kind::Usual),
+    );
 }
 
 fn check<E: Engine>(engine: &mut E, problem: &Problem) {

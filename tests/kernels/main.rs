@@ -15,6 +15,7 @@ mod compare;
 mod copy_pairs;
 mod engines;
 mod evaluate;
+mod gpu_engine;
 mod gram;
 mod key_gradient;
 mod lbfgs_direction;

@@ -3,44 +3,53 @@
 use kvsculpt::engine::Engine;
 use kvsculpt::reference;
 
-use crate::batch::{batches, pairs, square};
+use crate::batch::{Batch, batches, pairs, square};
 use crate::cholesky::grams;
 use crate::compare::{EPSILON, SLACK, close, largest, narrow, poison, untouched, wide};
 
 pub fn ragged_batches<E: Engine>(engine: &mut E) {
-    for mut batch in batches() {
-        let value_dim = batch.value_dim();
-        let factors = factors(&mut batch);
-        let rhs = batch.random(batch.pairs() * value_dim, 1.0);
-        let anchor = batch.random(batch.pairs() * value_dim, 1.0);
-        let table = batch.table(engine);
-        let factor = engine.upload("factor", &factors).unwrap();
-        let rhs_array = engine.upload("rhs", &rhs).unwrap();
-        let anchor_array = engine.upload("anchor", &anchor).unwrap();
-        let mut values = engine.upload("values", &poison(batch.pairs() * value_dim)).unwrap();
-        engine.solve(&table, &factor, &rhs_array, &anchor_array, &mut values).unwrap();
-        let actual = engine.read(&values).unwrap();
-        for (head, active) in batch.each() {
-            let actual = pairs(head, &actual, value_dim);
-            if !active {
-                untouched("values", head, actual);
-                continue;
-            }
-            let anchor = wide(pairs(head, &anchor, value_dim));
-            let moved: Vec<f64> = wide(actual).iter().zip(&anchor).map(|(value, anchor)| value - anchor).collect();
-            let (image, magnitude) = images(square(head, &factors), &moved, head.pairs as usize, value_dim);
-            // √pairs additions in each triangle; and adding the anchor rounds W, which the matrix magnifies.
-            let count = f64::from(head.pairs);
-            let rounded = largest(&wide(actual)) * largest(&magnitude.matrix_rows);
-            let bound = EPSILON * ((count.sqrt() + 2.0) * largest(&magnitude.image) + rounded);
-            close(
-                "L Lᵀ (W − anchor)",
-                head,
-                &narrow(&image),
-                &wide(pairs(head, &rhs, value_dim)),
-                SLACK * bound,
-            );
+    for batch in batches() {
+        check(engine, batch);
+    }
+}
+
+/// As many pairs as real heads have: more than a dozen blocks of any factorisation by blocks.
+pub fn many_pairs<E: Engine>(engine: &mut E) {
+    check(engine, Batch::all((64, 64), &[(2, 200), (3, 421), (1, 7)]));
+}
+
+fn check<E: Engine>(engine: &mut E, mut batch: Batch) {
+    let value_dim = batch.value_dim();
+    let factors = factors(&mut batch);
+    let rhs = batch.random(batch.pairs() * value_dim, 1.0);
+    let anchor = batch.random(batch.pairs() * value_dim, 1.0);
+    let table = batch.table(engine);
+    let factor = engine.upload("factor", &factors).unwrap();
+    let rhs_array = engine.upload("rhs", &rhs).unwrap();
+    let anchor_array = engine.upload("anchor", &anchor).unwrap();
+    let mut values = engine.upload("values", &poison(batch.pairs() * value_dim)).unwrap();
+    engine.solve(&table, &factor, &rhs_array, &anchor_array, &mut values).unwrap();
+    let actual = engine.read(&values).unwrap();
+    for (head, active) in batch.each() {
+        let actual = pairs(head, &actual, value_dim);
+        if !active {
+            untouched("values", head, actual);
+            continue;
         }
+        let anchor = wide(pairs(head, &anchor, value_dim));
+        let moved: Vec<f64> = wide(actual).iter().zip(&anchor).map(|(value, anchor)| value - anchor).collect();
+        let (image, magnitude) = images(square(head, &factors), &moved, head.pairs as usize, value_dim);
+        // √pairs additions in each triangle; and adding the anchor rounds W, which the matrix magnifies.
+        let count = f64::from(head.pairs);
+        let rounded = largest(&wide(actual)) * largest(&magnitude.matrix_rows);
+        let bound = EPSILON * ((count.sqrt() + 2.0) * largest(&magnitude.image) + rounded);
+        close(
+            "L Lᵀ (W − anchor)",
+            head,
+            &narrow(&image),
+            &wide(pairs(head, &rhs, value_dim)),
+            SLACK * bound,
+        );
     }
 }
 
