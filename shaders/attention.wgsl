@@ -32,7 +32,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let own = group.x * ATTENTION_LANES + lane;
-    // Lanes beyond the last row repeat it, and do not write.
+    // Lanes beyond the last row help to stage tiles and sit out the rest, so that whole subgroups of them cost nothing.
     let row = head.row + min(own, head.rows - 1u);
 
     var query: array<vec4<f32>, DIM4>;
@@ -63,15 +63,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             value_tile[i] = vec4<f32>(values[first * VALUE4 + i]);
         }
         workgroupBarrier();
-        for (var j = 0u; j < count; j++) {
-            var dot = vec4<f32>(0.0);
-            for (var c = 0u; c < DIM4; c++) {
-                dot += query[c] * key_tile[j * DIM4 + c];
-            }
-            let merged = merge(softmax, sum4(dot));
-            softmax = merged.softmax;
-            for (var c = 0u; c < VALUE4; c++) {
-                output[c] = output[c] * merged.keep + merged.weight * value_tile[j * VALUE4 + c];
+        if own < head.rows {
+            for (var j = 0u; j < count; j++) {
+                var dot = vec4<f32>(0.0);
+                for (var c = 0u; c < DIM4; c++) {
+                    dot += query[c] * key_tile[j * DIM4 + c];
+                }
+                let merged = merge(softmax, sum4(dot));
+                softmax = merged.softmax;
+                for (var c = 0u; c < VALUE4; c++) {
+                    output[c] = output[c] * merged.keep + merged.weight * value_tile[j * VALUE4 + c];
+                }
             }
         }
     }

@@ -31,6 +31,10 @@ fn weight(head: Head, rows: u32, row: u32, pair: u32) -> f32 {
     return 0.0;
 }
 
+fn gather(place: vec4<u32>) -> vec4<f32> {
+    return vec4<f32>(weights[place.x], weights[place.y], weights[place.z], weights[place.w]);
+}
+
 @compute @workgroup_size(GRAM_LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let head = heads[group.z];
@@ -58,7 +62,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var i = lane; i < (count + 3u) / 4u * 4u * ROWS4; i += GRAM_LANES) {
             let row = start + i / ROWS4;
             let pair = first_row + 4u * (i % ROWS4);
-            row_tile[i] = vec4<f32>(weight(head, rows, row, pair), weight(head, rows, row, pair + 1u), weight(head, rows, row, pair + 2u), weight(head, rows, row, pair + 3u));
+            row_tile[i] = vec4<f32>(
+                weight(head, rows, row, pair),
+                weight(head, rows, row, pair + 1u),
+                weight(head, rows, row, pair + 2u),
+                weight(head, rows, row, pair + 3u),
+            );
         }
         workgroupBarrier();
         // Four rows at a time: a turn of the loop costs a software driver as much as the products of one. The tile holds
@@ -67,8 +76,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let last = start + count - 1u;
             let row = vec4<u32>(0u, 1u, 2u, 3u) + start + q;
             let place = min(row, vec4<u32>(last)) * head.pairs;
-            let near_four = vec4<f32>(weights[read_near + place.x], weights[read_near + place.y], weights[read_near + place.z], weights[read_near + place.w]);
-            let far_four = vec4<f32>(weights[read_far + place.x], weights[read_far + place.y], weights[read_far + place.z], weights[read_far + place.w]);
+            let near_four = gather(place + read_near);
+            let far_four = gather(place + read_far);
             for (var i = 0u; i < ROWS4; i++) {
                 let a = row_tile[q * ROWS4 + i];
                 let b = row_tile[(q + 1u) * ROWS4 + i];

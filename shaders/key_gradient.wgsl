@@ -34,6 +34,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if group.x * KEY_LANES >= head.pairs || group.y * row_block(head.rows) >= head.rows {
         return;
     }
+    // Lanes beyond the last pair help to stage tiles and sit out the rest, so that whole subgroups of them cost nothing.
     let own = group.x * KEY_LANES + lane;
     let pair = head.pair + min(own, head.pairs - 1u);
     let block_end = min((group.y + 1u) * row_block(head.rows), head.rows);
@@ -60,20 +61,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             error_tile[i] = error[first * STATE4 + i];
         }
         workgroupBarrier();
-        for (var q = 0u; q < count; q++) {
-            var logit = vec4<f32>(0.0);
-            for (var c = 0u; c < DIM4; c++) {
-                logit += key[c] * query_tile[q * DIM4 + c];
-            }
-            var along = vec4<f32>(0.0);
-            for (var c = 0u; c < VALUE4; c++) {
-                along += value[c] * error_tile[q * STATE4 + c];
-            }
-            // e·ŷ − λδ, then l̂.
-            let of_row = error_tile[q * STATE4 + VALUE4];
-            let slope = exp(sum4(logit) - of_row.y) * (sum4(along) - of_row.x);
-            for (var c = 0u; c < DIM4; c++) {
-                gradient[c] += slope * query_tile[q * DIM4 + c];
+        if own < head.pairs {
+            for (var q = 0u; q < count; q++) {
+                var logit = vec4<f32>(0.0);
+                for (var c = 0u; c < DIM4; c++) {
+                    logit += key[c] * query_tile[q * DIM4 + c];
+                }
+                var along = vec4<f32>(0.0);
+                for (var c = 0u; c < VALUE4; c++) {
+                    along += value[c] * error_tile[q * STATE4 + c];
+                }
+                // e·ŷ − λδ, then l̂.
+                let of_row = error_tile[q * STATE4 + VALUE4];
+                let slope = exp(sum4(logit) - of_row.y) * (sum4(along) - of_row.x);
+                for (var c = 0u; c < DIM4; c++) {
+                    gradient[c] += slope * query_tile[q * DIM4 + c];
+                }
             }
         }
     }

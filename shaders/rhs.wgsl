@@ -30,6 +30,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if group.x * KEY_LANES >= head.pairs || rows == 0u {
         return;
     }
+    // Lanes beyond the last pair help to stage tiles and sit out the rest, so that whole subgroups of them cost nothing.
     let own = group.x * KEY_LANES + lane;
     let read = head.weights + min(own, head.pairs - 1u);
     let channel = group.y * CHANNELS4;
@@ -46,10 +47,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             error_tile[i] = error[(first + start + i / CHANNELS4) * STATE4 + channel + i % CHANNELS4];
         }
         workgroupBarrier();
-        for (var q = 0u; q < count; q++) {
-            let weight = weights[read + (start + q) * head.pairs];
-            for (var c = 0u; c < CHANNELS4; c++) {
-                sum[c] += weight * error_tile[q * CHANNELS4 + c];
+        if own < head.pairs {
+            for (var q = 0u; q < count; q++) {
+                let weight = weights[read + (start + q) * head.pairs];
+                for (var c = 0u; c < CHANNELS4; c++) {
+                    sum[c] += weight * error_tile[q * CHANNELS4 + c];
+                }
             }
         }
     }

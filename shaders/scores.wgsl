@@ -31,6 +31,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if group.x * KEY_LANES >= head.pairs || group.y * row_block(head.rows) >= head.rows {
         return;
     }
+    // Lanes beyond the last pair help to stage tiles and sit out the rest, so that whole subgroups of them cost nothing.
     let own = group.x * KEY_LANES + lane;
     let pair = head.pair + min(own, head.pairs - 1u);
     let block_end = min((group.y + 1u) * row_block(head.rows), head.rows);
@@ -51,12 +52,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             mass_tile[i] = state[(first + i) * STATE4 + VALUE4].x;
         }
         workgroupBarrier();
-        for (var q = 0u; q < count; q++) {
-            var dot = vec4<f32>(0.0);
-            for (var c = 0u; c < DIM4; c++) {
-                dot += key[c] * query_tile[q * DIM4 + c];
+        if own < head.pairs {
+            for (var q = 0u; q < count; q++) {
+                var dot = vec4<f32>(0.0);
+                for (var c = 0u; c < DIM4; c++) {
+                    dot += key[c] * query_tile[q * DIM4 + c];
+                }
+                score += exp(sum4(dot) - mass_tile[q]);
             }
-            score += exp(sum4(dot) - mass_tile[q]);
         }
     }
     if own < head.pairs {

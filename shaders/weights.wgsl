@@ -30,6 +30,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if group.x * KEY_LANES >= head.pairs || tile >= rows {
         return;
     }
+    // Lanes beyond the last pair help to stage tiles and sit out the rest, so that whole subgroups of them cost nothing.
     let own = group.x * KEY_LANES + lane;
     let pair = head.pair + min(own, head.pairs - 1u);
     let count = min(SCORE_TILE, rows - tile);
@@ -46,13 +47,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         key[c] = params.scale * keys[pair * DIM4 + c];
     }
     workgroupBarrier();
+    if own >= head.pairs {
+        return;
+    }
     for (var q = 0u; q < count; q++) {
         var dot = vec4<f32>(0.0);
         for (var c = 0u; c < DIM4; c++) {
             dot += key[c] * query_tile[q * DIM4 + c];
         }
-        if own < head.pairs {
-            weights[head.weights + (tile + q) * head.pairs + own] = exp(sum4(dot) - mass_tile[q]);
-        }
+        weights[head.weights + (tile + q) * head.pairs + own] = exp(sum4(dot) - mass_tile[q]);
     }
 }
