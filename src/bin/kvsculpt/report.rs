@@ -179,19 +179,25 @@ impl<'a> Report<'a> {
 
 fn mean(judged: impl Iterator<Item = Judged>) -> Judged {
     let judged: Vec<Judged> = judged.collect();
-    let probes: Vec<Errors> = judged.iter().filter_map(|judged| judged.probe).collect();
     let over = |pick: fn(&Judged) -> f64| average(judged.iter().map(pick));
-    let over_probes = |pick: fn(&Errors) -> f64| average(probes.iter().map(pick));
     Judged {
         loss: over(|judged| judged.loss),
         output: over(|judged| judged.output),
         mass: over(|judged| judged.mass),
-        probe: (!probes.is_empty()).then(|| Errors {
-            output: over_probes(|errors| errors.output),
-            mass: over_probes(|errors| errors.mass),
-            merged: over_probes(|errors| errors.merged),
-        }),
+        validation: mean_errors(judged.iter().filter_map(|judged| judged.validation)),
+        probe: mean_errors(judged.iter().filter_map(|judged| judged.probe)),
     }
+}
+
+/// The mean of each error; `None` where there is none.
+fn mean_errors(errors: impl Iterator<Item = Errors>) -> Option<Errors> {
+    let errors: Vec<Errors> = errors.collect();
+    let over = |pick: fn(&Errors) -> f64| average(errors.iter().map(pick));
+    (!errors.is_empty()).then(|| Errors {
+        output: over(|errors| errors.output),
+        mass: over(|errors| errors.mass),
+        merged: over(|errors| errors.merged),
+    })
 }
 
 fn average(values: impl ExactSizeIterator<Item = f64>) -> f64 {
