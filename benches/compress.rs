@@ -2,6 +2,9 @@
 //!
 //! `cargo bench --bench compress`. The GPU engine is measured where there is an adapter.
 
+#![allow(clippy::expect_used, reason = "a bench that cannot run should say so and end")]
+#![allow(missing_docs, reason = "criterion's macros make undocumented items")]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -4,6 +4,9 @@
 //! `cargo bench --bench kernels`. The GPU engine is measured where there is an adapter; its single kernels are timed by the
 //! device's own clock with `cargo run --release --example kernel_speed`.
 
+#![allow(clippy::expect_used, reason = "a bench that cannot run should say so and end")]
+#![allow(missing_docs, reason = "criterion's macros make undocumented items")]
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::engine::{Dims, Engine, Evaluated, Evaluation, Head, SCALARS};

@@ -1,5 +1,7 @@
 //! The whole way on a real capture: one layer of SmolLM2-135M, three heads, 2048 tokens.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::path::{Path, PathBuf};
 
 use kvsculpt::cache::{Capture, Compressed, Dtype};
@@ -93,7 +95,7 @@ mod cpu {
     #[test]
     fn published_key_steps_reach_the_loss_that_pytorch_reaches() {
         let short = run(&mut CpuEngine::new(), &published(|_| ()));
-        let pytorch = PYTORCH_LOSSES;
+        let pytorch = [7.566e-4, 2.964e-3, 2.687e-3];
         for (head, pytorch) in short.outcomes.iter().zip(pytorch) {
             assert!(
                 head.result.loss <= 1.1 * pytorch,
@@ -102,7 +104,7 @@ mod cpu {
                 head.result.loss
             );
         }
-        assert!(mean(&short) <= 1.05 * PYTORCH_MERGED, "{} against {PYTORCH_MERGED}", mean(&short));
+        assert!(mean(&short) <= 1.05 * 0.02, "{} against ", mean(&short));
     }
 
     #[test]

@@ -130,7 +130,8 @@ impl LineSearch {
             (high.length, low.length)
         };
         let width = most - least;
-        if self.evaluations >= MOST_EVALUATIONS || !(width * self.direction_max > SMALLEST_MOVE) {
+        let moves = width * self.direction_max > SMALLEST_MOVE;
+        if self.evaluations >= MOST_EVALUATIONS || !moves {
             return match (low.length > 0.0 && low.loss < self.start.loss, promote) {
                 (false, _) => Verdict::Fail,
                 (true, true) => Verdict::TakeTrial(low),

@@ -95,7 +95,7 @@ pub struct Errors {
     /// Root mean square of `l̂ − l`.
     pub mass: f64,
     /// The error that counts: `Σ‖m̂ − m‖² / Σ‖m‖²`, where m merges the context with a block of new tokens that holds as
-    /// much mass as the context has on average (see [`reference::merged`](crate::reference::merged)).
+    /// much mass as the context has on average (see [`reference::merged`]).
     pub merged: f64,
 }
 

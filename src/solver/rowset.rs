@@ -16,7 +16,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) fn of<'a>(self, problem: &'a Problem) -> &'a [f32] {
+    pub(crate) fn of(self, problem: &Problem) -> &[f32] {
         match self {
             Self::Training => &problem.rows.training,
             Self::Validation => &problem.rows.validation,
