@@ -82,7 +82,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var mass = NO_MASS;
         var share = 0.0;
         if softmax.sum > 0.0 || !is_finite(softmax.sum) {
-            mass = softmax.most + log(softmax.sum);
+            mass = softmax.most + logarithm(softmax.sum);
             share = 1.0 / softmax.sum;
         }
         for (var c = 0u; c < VALUE4; c++) {

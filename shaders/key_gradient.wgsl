@@ -73,7 +73,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 }
                 // e·ŷ − λδ, then l̂.
                 let of_row = error_tile[q * STATE4 + VALUE4];
-                let slope = exp(sum4(logit) - of_row.y) * (sum4(along) - of_row.x);
+                let slope = exponential(sum4(logit) - of_row.y) * (sum4(along) - of_row.x);
                 for (var c = 0u; c < DIM4; c++) {
                     gradient[c] += slope * query_tile[q * DIM4 + c];
                 }

@@ -58,6 +58,24 @@ fn sum4(x: vec4<f32>) -> f32 {
     return (x.x + x.y) + (x.z + x.w);
 }
 
+// e^x to about an ulp. Drivers may be off by 3 + 2|x| ulp (WGSL's own bound, and some are), which a head whose error is
+// small feels in its gradient. x = n ln 2 + r with |r| ≤ ln 2 / 2, n ln 2 in two parts of which the first is exact; the
+// series of e^r to the 7th power. 0 below −87; what is not finite stays so.
+fn exponential(x: f32) -> f32 {
+    let n = round(clamp(x, -87.0, 88.0) * 1.442695041);
+    let r = (x - n * 0.693359375) + n * 2.12194440e-4;
+    let tail = 1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0 + r * (1.0 / 5040.0))));
+    let series = 1.0 + (r + r * r * (0.5 + r * tail));
+    let power = bitcast<f32>(u32(i32(n) + 127) << 23u);
+    return select(series * power, 0.0, x < -87.0);
+}
+
+// log x for x of ordinary size: the driver's, and one Newton step on e^l = x.
+fn logarithm(x: f32) -> f32 {
+    let l = log(x);
+    return l + (x * exponential(-l) - 1.0);
+}
+
 // A softmax seen so far: sum · e^most is its total, most the largest logit met.
 struct Softmax {
     most: f32,
@@ -73,8 +91,11 @@ struct Merge {
 
 fn merge(softmax: Softmax, logit: f32) -> Merge {
     let most = max(softmax.most, logit);
-    let keep = exp(softmax.most - most);
-    let weight = exp(logit - most);
+    // One of the two factors is 1.
+    let rises = logit > softmax.most;
+    let factor = exponential(-abs(logit - softmax.most));
+    let keep = select(1.0, factor, rises);
+    let weight = select(factor, 1.0, rises);
     return Merge(Softmax(most, softmax.sum * keep + weight), keep, weight);
 }
 

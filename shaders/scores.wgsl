@@ -58,7 +58,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 for (var c = 0u; c < DIM4; c++) {
                     dot += key[c] * query_tile[q * DIM4 + c];
                 }
-                score += exp(sum4(dot) - mass_tile[q]);
+                score += exponential(sum4(dot) - mass_tile[q]);
             }
         }
     }

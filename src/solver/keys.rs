@@ -126,6 +126,12 @@ impl<E: Engine> KeySteps<E> {
             found = engine.read(on.scalars)?;
             for (head, action) in &mut actions {
                 let reading = reading(&found, head, on.mass_weights);
+                tracing::trace!(
+                    head = head.index,
+                    length = self.descents[head.index as usize].length,
+                    ?reading,
+                    "evaluation"
+                );
                 *action = self.descents[head.index as usize].next(&reading);
             }
         }

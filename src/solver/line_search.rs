@@ -2,12 +2,18 @@
 //! of a batch can be at its own place in its own search.
 //!
 //! Nocedal and Wright, *Numerical Optimization*, 2nd ed., algorithms 3.5 (bracket) and 3.6 (zoom), with cubic
-//! interpolation kept away from the ends of the interval.
+//! interpolation kept away from the ends of the interval. Losses are sums in single precision: where two of them differ by
+//! little more than rounding, their slopes decide instead (the approximate Wolfe condition of Hager and Zhang, SIAM J. Optim.
+//! 16, 2005, and secant steps), so that a search does not follow noise and every engine takes the same steps.
 
 /// Sufficient decrease, c₁.
 const DECREASE: f64 = 1e-4;
 /// Curvature, c₂: loose, as quasi-Newton methods want it.
 const CURVATURE: f64 = 0.9;
+/// Losses this close, relatively, may differ by rounding alone.
+const ROUNDING: f64 = 1e-6;
+/// Losses this close, relatively, differ too little to interpolate by.
+const INTERPOLABLE: f64 = 1e-3;
 /// Evaluations a search may take.
 const MOST_EVALUATIONS: u32 = 25;
 /// An interval whose largest coordinate moves less than this is a point in single precision.
@@ -80,7 +86,10 @@ impl LineSearch {
     }
 
     fn decreases(&self, trial: Point) -> bool {
-        trial.finite() && trial.loss <= self.start.loss + DECREASE * trial.length * self.start.slope
+        let enough = trial.loss <= self.start.loss + DECREASE * trial.length * self.start.slope;
+        let same = (trial.loss - self.start.loss).abs() <= ROUNDING * self.start.loss.abs();
+        let by_slope = same && trial.slope <= (2.0 * DECREASE - 1.0) * self.start.slope;
+        trial.finite() && (enough || by_slope)
     }
 
     fn flattens(&self, trial: Point) -> bool {
@@ -88,7 +97,7 @@ impl LineSearch {
     }
 
     fn bracket(&mut self, previous: Point, trial: Point) -> Verdict {
-        if !self.decreases(trial) || (self.evaluations > 1 && trial.loss >= previous.loss) {
+        if !self.decreases(trial) || (self.evaluations > 1 && above(trial.loss, previous.loss)) {
             return self.shrink(previous, trial, false, false);
         }
         if self.flattens(trial) {
@@ -101,13 +110,14 @@ impl LineSearch {
             return Verdict::TakeTrial(trial);
         }
         let (least, most) = (trial.length + 0.01 * (trial.length - previous.length), trial.length * 10.0);
-        let length = cubic_minimum(previous, trial, least, most);
+        // By slopes alone: far from a minimum the cubic through two nearby points is decided by rounding.
+        let length = secant(previous, trial).unwrap_or(most).clamp(least, most);
         self.phase = Phase::Bracket { previous: trial };
         Verdict::Try { length, promote: true }
     }
 
     fn zoom(&mut self, low: Point, high: Point, cornered: bool, trial: Point) -> Verdict {
-        if !self.decreases(trial) || trial.loss >= low.loss {
+        if !self.decreases(trial) || above(trial.loss, low.loss) {
             return self.shrink(low, trial, cornered, false);
         }
         if self.flattens(trial) {
@@ -132,14 +142,14 @@ impl LineSearch {
         let width = most - least;
         let moves = width * self.direction_max > SMALLEST_MOVE;
         if self.evaluations >= MOST_EVALUATIONS || !moves {
-            return match (low.length > 0.0 && low.loss < self.start.loss, promote) {
+            return match (low.length > 0.0 && !above(low.loss, self.start.loss), promote) {
                 (false, _) => Verdict::Fail,
                 (true, true) => Verdict::TakeTrial(low),
                 (true, false) => Verdict::TakeBest(low),
             };
         }
         let mut length = if high.finite() {
-            cubic_minimum(low, high, least, most)
+            between(low, high)
         } else {
             low.length + 0.1 * (high.length - low.length)
         };
@@ -161,22 +171,33 @@ impl LineSearch {
     }
 }
 
-/// Where the cubic through two points with slopes has its minimum, held within [least, most]; their middle where it has none.
-fn cubic_minimum(a: Point, b: Point, least: f64, most: f64) -> f64 {
+/// Whether a loss is above another by more than rounding.
+fn above(loss: f64, other: f64) -> bool {
+    loss > other + ROUNDING * other.abs()
+}
+
+/// Where the line through two slopes crosses zero; `None` where it rises in no direction.
+fn secant(a: Point, b: Point) -> Option<f64> {
+    let rise = (b.slope - a.slope) / (b.length - a.length);
+    (rise > 0.0).then(|| a.length - a.slope / rise)
+}
+
+/// Where the cubic through two points with slopes has its minimum, if it has one.
+fn cubic_minimum(a: Point, b: Point) -> Option<f64> {
     let (a, b) = if a.length <= b.length { (a, b) } else { (b, a) };
-    let d1 = a.slope + b.slope - 3.0 * (a.loss - b.loss) / (a.length - b.length);
-    let square = d1 * d1 - a.slope * b.slope;
-    let minimum = if square >= 0.0 {
-        let d2 = square.sqrt();
-        b.length - (b.length - a.length) * ((b.slope + d2 - d1) / (b.slope - a.slope + 2.0 * d2))
-    } else {
-        f64::NAN
-    };
-    if minimum.is_finite() {
-        minimum.clamp(least, most)
-    } else {
-        0.5 * (least + most)
-    }
+    let width = b.length - a.length;
+    let d1 = a.slope + b.slope + 3.0 * (a.loss - b.loss) / width;
+    let d2 = (d1 * d1 - a.slope * b.slope).sqrt();
+    let minimum = b.length - width * ((b.slope + d2 - d1) / (b.slope - a.slope + 2.0 * d2));
+    minimum.is_finite().then_some(minimum)
+}
+
+/// A length between two points where the loss may be lowest; their middle where neither losses nor slopes tell.
+fn between(low: Point, high: Point) -> f64 {
+    let tells = (low.loss - high.loss).abs() > INTERPOLABLE * low.loss.abs().min(high.loss.abs());
+    let found = if tells { cubic_minimum(low, high) } else { secant(low, high) };
+    let (least, most) = (low.length.min(high.length), low.length.max(high.length));
+    found.unwrap_or(0.5 * (least + most)).clamp(least, most)
 }
 
 #[cfg(test)]
@@ -254,6 +275,6 @@ mod tests {
 
     #[test]
     fn fails_where_nothing_is_lower() {
-        assert_eq!(search(|t| (1.0 + t, -1.0), 0.5), None);
+        assert_eq!(search(|t| (if t > 0.0 { 1.1 } else { 1.0 }, -1.0), 0.5), None);
     }
 }
