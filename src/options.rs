@@ -25,7 +25,7 @@ pub enum Method {
 pub enum Tail {
     /// Exactly so many.
     Pairs(usize),
-    /// As the budget allows: see [`Split::uniform`].
+    /// A quarter of the kept pairs, at most 256.
     Auto,
 }
 
@@ -52,6 +52,7 @@ pub enum Strength {
 
 /// Everything that decides a result. The same options, capture and machine give the same bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Options {
     /// How a head's short cache is made.
@@ -64,7 +65,7 @@ pub struct Options {
     pub tail: Tail,
     /// Outer steps of key optimisation.
     pub steps: u32,
-    /// L-BFGS iterations in an outer step; at most a quarter more evaluations.
+    /// L-BFGS iterations in an outer step; no new search begins once a quarter more evaluations are spent.
     pub iterations: u32,
     /// Values are solved again after so many outer steps.
     pub refit_every: u32,
@@ -77,8 +78,11 @@ pub struct Options {
     /// Training rows a query head drawn uniformly from the whole context and turned to the positions that follow.
     pub context_rows: usize,
     /// Rows a query head, of the same two kinds and in the same proportion, that are held out of every fit; by them the
-    /// best of select, select-fit and every refit is returned. 0: the last iterate is returned, as published.
+    /// best of select, select-fit and every refit is returned by the method `kvsculpt`. 0: the last iterate is returned, as published.
     pub validation_rows: usize,
+    /// A head whose merged error on validation rows is below this is left alone: its key steps would fit rounding. Has no effect
+    /// without validation rows.
+    pub tolerance: f64,
     /// λ, what an error in the mass costs beside one in the output.
     pub mass_weight: Strength,
     /// The value solve's ridge.
@@ -108,6 +112,7 @@ impl Options {
             recent_rows: None,
             context_rows: 128,
             validation_rows: 0,
+            tolerance: 0.0,
             mass_weight: Strength::Absolute(1.0),
             ridge: Strength::Absolute(1e-3),
             anchor: Anchor::Zero,
@@ -121,10 +126,15 @@ impl Options {
     /// [`Error::Options`].
     pub fn validate(&self) -> Result<()> {
         let positive = |option, value: f64| {
-            if value.is_finite() && value > 0.0 {
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "asks whether it survives the single precision of the engines"
+            )]
+            let single = value as f32;
+            if single.is_finite() && single > 0.0 {
                 Ok(())
             } else {
-                Err(Error::option(option, format!("{value} is not a positive number")))
+                Err(Error::option(option, format!("{value} is not a positive number of ordinary size")))
             }
         };
         if !(self.keep > 0.0 && self.keep < 1.0) {
@@ -135,6 +145,15 @@ impl Options {
         positive("--ridge", ridge)?;
         let (Strength::Absolute(mass) | Strength::Relative(mass)) = self.mass_weight;
         positive("--mass-weight", mass)?;
+        if self.history > 256 {
+            return Err(Error::option(
+                "--history",
+                format!("{} pairs are more than the 256 a GPU keeps", self.history),
+            ));
+        }
+        if !(self.tolerance.is_finite() && self.tolerance >= 0.0) {
+            return Err(Error::option("--tolerance", format!("{} is not zero or more", self.tolerance)));
+        }
         for (option, value) in [
             ("--iterations", self.iterations),
             ("--refit-every", self.refit_every),
@@ -150,16 +169,18 @@ impl Options {
 
 impl Default for Options {
     /// What measurements on probe rows favour (`benches/QUALITY.md`): a strong ridge toward the seed's values, four times the
-    /// published context rows and half its newest ones, a tenth of its steps, and validation rows that decide.
+    /// published context rows and half its newest ones, few steps, and validation rows that decide.
     fn default() -> Self {
         Self {
             sinks: 4,
             tail: Tail::Auto,
-            steps: 10,
+            steps: 6,
+            refit_every: 2,
             history: 10,
             recent_rows: Some(128),
             context_rows: 512,
             validation_rows: 64,
+            tolerance: 1e-3,
             mass_weight: Strength::Relative(0.25),
             ridge: Strength::Relative(0.1),
             anchor: Anchor::Seed,

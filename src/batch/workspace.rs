@@ -52,6 +52,8 @@ pub struct Workspace {
     pub weights: u64,
     /// `[heads: free × free]`.
     pub squares: u64,
+    /// Summed weights, `[Σ tokens]`.
+    pub scores: u64,
     /// One side of the curvature history, `[heads: capacity × free × dim]`.
     pub history: u64,
     /// `[heads, SCALARS]`.
@@ -80,6 +82,7 @@ impl Workspace {
             }
             sum.free_keys += free * dim;
             sum.free_values += free * value_dim;
+            sum.scores += tokens;
             sum.weights += u64::from(shape.training.min(WEIGHT_ROWS)) * free;
             sum.squares += free * free;
             sum.history += u64::from(history) * free * dim;
@@ -90,13 +93,13 @@ impl Workspace {
 
     /// Bytes of all arrays that a batch holds at its fullest.
     ///
-    /// Of free keys there are seven (seed, point, trial, direction, three gradients) and the best; of free values the
-    /// seed, the current, the best and the right-hand side; of training states teacher, base, student and error.
+    /// Of free keys there are seven (point, best, trial, direction, three gradients); of free values four (anchor, current, best,
+    /// right-hand side); of training states four (teacher, base, student, error), of others three.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let rows: u64 = self.queries.iter().sum::<u64>() + 4 * self.states[0] + 3 * (self.states[1] + self.states[2]);
-        let cache = 2 * self.keys + self.values + self.fixed_keys + self.fixed_values;
-        let free = 8 * self.free_keys + 4 * self.free_values;
+        let cache = self.keys + self.values + self.scores + self.fixed_keys + self.fixed_values;
+        let free = 7 * self.free_keys + 4 * self.free_values;
         4 * (rows + cache + free + self.weights + 2 * self.squares + 2 * self.history + 2 * self.scalars)
     }
 

@@ -99,12 +99,14 @@ fn fit_all<E: Engine>(
     let options = &request.options;
     let shapes = problems.iter().map(Problem::shape).collect::<Result<Vec<Shape>>>()?;
     let history = if options.method == Method::Kvsculpt { options.history } else { 0 };
+    let array = engine.max_array_bytes();
     let budget = Budget {
-        total: request.memory.unwrap_or(u64::MAX),
-        array: engine.max_array_bytes(),
+        // A device does not say how much memory it has; its largest array is a cautious guess.
+        total: request.memory.unwrap_or(array.max(1 << 30)),
+        array,
     };
     let scratch = |shapes: &[Shape]| {
-        let heads = layout(shapes, |shape| (shape.training, shape.tokens));
+        let heads = layout(shapes, |shape| (shape.training, shape.free));
         shapes.first().map_or(0, |shape| engine.scratch_bytes(shape.dims, &heads))
     };
     let batches = schedule(&shapes, history, budget, scratch)?;

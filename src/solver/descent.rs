@@ -3,7 +3,7 @@
 
 use super::line_search::{LineSearch, Point, Verdict};
 
-/// A gradient whose largest element is below this is zero in single precision.
+/// A gradient whose largest element is below this, in the head's own units of loss, has vanished.
 const VANISHED: f64 = 1e-7;
 /// A relative change of the loss below this is rounding.
 const ROUNDING: f64 = 1e-7;
@@ -25,7 +25,7 @@ pub(crate) struct Reading {
     pub(crate) direction_slope: f64,
     /// Largest element of the direction.
     pub(crate) direction_max: f64,
-    /// `s·y` of the pair pushed last.
+    /// Whether the pair pushed last has positive curvature.
     pub(crate) usable_pair: bool,
 }
 
@@ -82,6 +82,8 @@ pub(crate) struct Descent {
     /// Filled slots of the curvature ring and the newest one.
     pub(crate) filled: u32,
     pub(crate) newest: u32,
+    /// A loss of ordinary size for this head: what the gradient is small against.
+    pub(crate) unit: f64,
     /// The length to evaluate next.
     pub(crate) length: f64,
     /// The loss at the origin.
@@ -92,7 +94,7 @@ pub(crate) struct Descent {
     pub(crate) iterations: u32,
     pub(crate) evaluations: u32,
     search: Option<LineSearch>,
-    cycle_iterations: u32,
+    pub(crate) cycle_iterations: u32,
     cycle_evaluations: u32,
     unchanged: u32,
     pushed: bool,
@@ -106,6 +108,7 @@ impl Descent {
             allowance,
             filled: 0,
             newest: 0,
+            unit: 1.0,
             length: 0.0,
             loss: f64::INFINITY,
             rest: None,
@@ -134,7 +137,7 @@ impl Descent {
         if !reading.loss.is_finite() || !reading.gradient_max.is_finite() {
             return self.rest(Rest::NotFinite);
         }
-        if reading.gradient_max <= VANISHED {
+        if reading.gradient_max <= VANISHED * self.unit {
             return self.rest(Rest::Converged);
         }
         self.redirect()
@@ -183,7 +186,7 @@ impl Descent {
         self.pushed = true;
         self.filled = (self.filled + 1).min(self.allowance.capacity);
         self.newest = (self.newest + 1) % self.allowance.capacity;
-        if gradient_max <= VANISHED {
+        if gradient_max <= VANISHED * self.unit {
             self.rest = Some(Rest::Converged);
         } else if self.unchanged >= PATIENCE {
             self.rest = Some(Rest::Flat);

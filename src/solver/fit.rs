@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use super::descent::{Allowance, Rest};
+use super::descent::{Allowance, Descent, Rest};
 use super::keys::{Cycle, KeySteps, loss};
 use super::problem::Problem;
 use super::rowset::{FullCache, Kind, RowSet};
 use super::seed::{attended, drawn};
 use super::values::{ValueSolve, length};
-use super::{Judged, Outcome, Stop, Timings};
+use super::{Errors, Judged, Outcome, Stop, Timings};
 use crate::batch::{Shape, Workspace};
 use crate::engine::{Dims, Engine, Head, SCALARS, scalar};
 use crate::error::{Error, Result};
@@ -41,6 +41,12 @@ pub(crate) fn fit<E: Engine>(
     timings.teacher += started.elapsed().as_secs_f64();
 
     let select = timed(&mut timings.judge, || batch.judge(engine))?;
+    if let Some(head) = select.iter().position(|judged| !judged.loss.is_finite()) {
+        return Err(Error::shape(
+            format!("layer {} head {}", problems[head].layer, problems[head].head),
+            "attention over the capture itself leaves single precision; check softmax_scale, keys and queries",
+        ));
+    }
     let mut track = Track::new(problems.len(), &select);
     let mut select_fit = None;
     let mut descents = None;
@@ -49,19 +55,20 @@ pub(crate) fn fit<E: Engine>(
         let all = batch.training.heads.clone();
         timed(&mut timings.values, || batch.refit(engine, &mut solve, &all))?;
         let judged = timed(&mut timings.judge, || batch.judge(engine))?;
-        if options.method == Method::Kvsculpt && options.steps > 0 {
-            batch.consider(engine, &mut track, &all)?;
+        // Who asks for select-fit by name gets it, better or not.
+        if options.method == Method::Kvsculpt {
+            let validation: Vec<_> = judged.iter().map(|judged| judged.validation).collect();
+            batch.consider(engine, &mut track, &all, &validation)?;
             descents = Some(batch.sculpt(engine, &mut solve, &mut track, timings, watch)?);
-        } else {
-            // The user asked for this method by name: its values are returned, better or not.
-            track.keep_all();
         }
         select_fit = Some(judged);
-    } else {
-        track.keep_all();
     }
     batch.restore_best(engine, &track)?;
-    let result = timed(&mut timings.judge, || batch.judge(engine))?;
+    let mut result = timed(&mut timings.judge, || batch.judge(engine))?;
+    if track.reject_broken(&result) {
+        batch.restore_best(engine, &track)?;
+        result = timed(&mut timings.judge, || batch.judge(engine))?;
+    }
     watch(1.0)?;
     let (keys, values) = (engine.read(&batch.keys)?, engine.read(&batch.values)?);
     let fitted = batch.training.heads.iter().map(|head| {
@@ -123,8 +130,23 @@ impl Track {
         }
     }
 
-    fn keep_all(&mut self) {
-        self.in_hand.fill(true);
+    /// Whether the best candidate's validation error is below the tolerance; notes it as the head's stop reason.
+    fn good_enough(&mut self, index: usize, tolerance: f64) -> bool {
+        let good = self.best[index] < tolerance;
+        if good {
+            self.stops[index] = Stop::GoodEnough;
+        }
+        good
+    }
+
+    /// Takes candidates out of hand that are not finite; whether there was any.
+    fn reject_broken(&mut self, result: &[Judged]) -> bool {
+        let mut any = false;
+        for (index, judged) in result.iter().enumerate().filter(|(_, judged)| !judged.loss.is_finite()) {
+            (self.in_hand[index], self.stops[index], any) = (false, Stop::NotFinite, true);
+            tracing::debug!(head = index, loss = judged.loss, "not finite: the last good iterate is returned");
+        }
+        any
     }
 }
 
@@ -140,6 +162,8 @@ struct Batch<'a, E: Engine> {
     probe: Option<RowSet<E>>,
     mass_weights: Vec<f32>,
     mass_weight: E::Array,
+    /// The teacher's mean squared output of each head.
+    scales: Vec<f64>,
     /// What the ridge pulls toward.
     anchor: E::Array,
     keys: E::Array,
@@ -186,6 +210,7 @@ impl<'a, E: Engine> Batch<'a, E> {
             dims,
             scale,
             mass_weights: Vec::new(),
+            scales: Vec::new(),
             mass_weight: engine.zeros("mass weight", problems.len())?,
             anchor,
             keys: engine.upload("free keys", &keys)?,
@@ -207,13 +232,12 @@ impl<'a, E: Engine> Batch<'a, E> {
     /// λ of each head: as given, or times the teacher's mean squared output.
     fn weigh_mass(&mut self, engine: &mut E) -> Result<()> {
         let found = self.training_sums(engine)?;
+        let scale = |head: &Head| f64::from(found[head.index as usize * SCALARS + scalar::SCALE]) / f64::from(head.rows);
+        self.scales = self.training.heads.iter().map(scale).collect();
         #[allow(clippy::cast_possible_truncation, reason = "a weight needs no more than single precision")]
-        let weights = self.training.heads.iter().map(|head| match self.options.mass_weight {
+        let weights = self.scales.iter().map(|scale| match self.options.mass_weight {
             Strength::Absolute(weight) => weight as f32,
-            Strength::Relative(weight) => {
-                let scale = f64::from(found[head.index as usize * SCALARS + scalar::SCALE]) / f64::from(head.rows);
-                (weight * scale) as f32
-            }
+            Strength::Relative(weight) => (weight * scale) as f32,
         });
         self.mass_weights = weights.collect();
         engine.write(&mut self.mass_weight, &self.mass_weights)
@@ -265,6 +289,15 @@ impl<'a, E: Engine> Batch<'a, E> {
         Ok(judged.collect())
     }
 
+    /// The validation errors of the keys and values in hand.
+    fn validate(&mut self, engine: &mut E) -> Result<Vec<Option<Errors>>> {
+        let heads = self.training.heads.len();
+        match &mut self.validation {
+            Some(rows) => rows.judge(engine, &self.keys, &self.values, self.scale, heads),
+            None => Ok(vec![None; heads]),
+        }
+    }
+
     /// Solves the values of these heads for the keys in hand.
     fn refit(&mut self, engine: &mut E, solve: &mut ValueSolve<E>, heads: &[Head]) -> Result<()> {
         solve.solve(
@@ -281,17 +314,12 @@ impl<'a, E: Engine> Batch<'a, E> {
         )
     }
 
-    /// Keeps the candidates in hand of those heads where they are the best so far on validation rows.
-    fn consider(&mut self, engine: &mut E, track: &mut Track, heads: &[Head]) -> Result<()> {
-        let Some(rows) = &mut self.validation else {
-            track.keep_all();
-            return Ok(());
-        };
-        let errors = rows.judge(engine, &self.keys, &self.values, self.scale, track.best.len())?;
+    /// Keeps the candidates in hand of those heads where they are the best so far by their validation errors.
+    fn consider(&mut self, engine: &mut E, track: &mut Track, heads: &[Head], validation: &[Option<Errors>]) -> Result<()> {
         let mut better = Vec::new();
         for head in heads {
             let index = head.index as usize;
-            let Some(found) = errors[index] else { continue };
+            let Some(found) = validation[index] else { continue };
             track.in_hand[index] = found.merged < track.best[index];
             if track.in_hand[index] {
                 track.best[index] = found.merged;
@@ -301,7 +329,12 @@ impl<'a, E: Engine> Batch<'a, E> {
                 track.without_gain[index] += 1;
             }
         }
-        engine.set_table(&mut self.chosen, &better)?;
+        self.save(engine, &better)
+    }
+
+    /// The keys and values in hand of these heads become their best.
+    fn save(&mut self, engine: &mut E, heads: &[Head]) -> Result<()> {
+        engine.set_table(&mut self.chosen, heads)?;
         engine.copy_pairs(&self.chosen, self.dims.dim, &self.keys, &mut self.best_keys)?;
         engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.values, &mut self.best_values)
     }
@@ -328,13 +361,24 @@ impl<'a, E: Engine> Batch<'a, E> {
         track: &mut Track,
         timings: &mut Timings,
         watch: &mut dyn FnMut(f64) -> Result<()>,
-    ) -> Result<Vec<super::descent::Descent>> {
+    ) -> Result<Vec<Descent>> {
         let options = self.options;
         let cycles = options.steps.div_ceil(options.refit_every);
         let mut heads = self.training.heads.clone();
         let mut keys = KeySteps::new(engine, self.dims, &heads, &self.sizes, allowance(options, options.refit_every))?;
         track.stops.fill(Stop::OutOfSteps);
+        for head in &heads {
+            let index = head.index as usize;
+            if matches!(self.options.mass_weight, Strength::Relative(_)) {
+                // Losses are in units of the teacher's mean squared output then.
+                keys.descents[index].unit = self.scales[index];
+            }
+        }
+        heads.retain(|head| !track.good_enough(head.index as usize, options.tolerance));
         for cycle in 0..cycles {
+            if heads.is_empty() {
+                break;
+            }
             let steps = options.refit_every.min(options.steps - cycle * options.refit_every);
             let allowance = allowance(options, steps);
             keys.allow(allowance);
@@ -354,19 +398,23 @@ impl<'a, E: Engine> Batch<'a, E> {
                 })
             })?;
             self.drop_broken(engine, &keys, track, &mut heads)?;
+            if self.validation.is_none() {
+                // With its old values every accepted point is finite: what a broken refit falls back to.
+                self.save(engine, &heads)?;
+            }
             timed(&mut timings.values, || self.refit(engine, solve, &heads))?;
-            timed(&mut timings.judge, || self.consider(engine, track, &heads))?;
+            timed(&mut timings.judge, || {
+                let validation = self.validate(engine)?;
+                self.consider(engine, track, &heads, &validation)
+            })?;
             heads.retain(|head| {
                 let index = head.index as usize;
-                let stop = stop(keys.descents[index].rest, keys.descents[index].loss, track, index);
+                let stop = stop(&keys.descents[index], track, index, options.tolerance);
                 if let Some(stop) = stop {
                     track.stops[index] = stop;
                 }
                 stop.is_none()
             });
-            if heads.is_empty() {
-                break;
-            }
         }
         Ok(keys.descents)
     }
@@ -397,10 +445,15 @@ fn allowance(options: &Options, steps: u32) -> Allowance {
 }
 
 /// Why a head stops after a cycle, if it does.
-fn stop(rest: Option<Rest>, loss: f64, track: &mut Track, index: usize) -> Option<Stop> {
+fn stop(descent: &Descent, track: &mut Track, index: usize, tolerance: f64) -> Option<Stop> {
+    let loss = descent.loss;
     let before = std::mem::replace(&mut track.losses[index], loss);
-    match rest {
-        Some(Rest::Converged) => Some(Stop::Converged),
+    if track.good_enough(index, tolerance) {
+        return Some(Stop::GoodEnough);
+    }
+    match descent.rest {
+        // With the values solved anew there may be a slope again, unless there was none to begin with.
+        Some(Rest::Converged) if descent.cycle_iterations == 0 => Some(Stop::Converged),
         _ if track.without_gain[index] >= MOST_REFITS_WITHOUT_GAIN => Some(Stop::NoBetter),
         Some(Rest::Flat) if before - loss <= 1e-6 * loss => Some(Stop::Flat),
         _ => None,

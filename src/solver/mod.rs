@@ -83,6 +83,8 @@ pub enum Stop {
     Flat,
     /// No better on the validation rows for several refits.
     NoBetter,
+    /// Its error on validation rows is below the tolerance.
+    GoodEnough,
     /// A value that is not finite turned up; the last good iterate is returned.
     NotFinite,
 }

@@ -73,6 +73,8 @@ pub(crate) struct RowSet<E: Engine> {
     /// All heads that have such rows, rows × free pairs.
     pub(crate) table: E::Table,
     pub(crate) heads: Vec<Head>,
+    /// The teacher's state as read back for the first judgement.
+    teacher_read: Option<Vec<f32>>,
     dims: Dims,
 }
 
@@ -116,6 +118,7 @@ impl<E: Engine> RowSet<E> {
             state,
             table,
             heads,
+            teacher_read: None,
             dims,
         }))
     }
@@ -136,7 +139,10 @@ impl<E: Engine> RowSet<E> {
     ) -> Result<Vec<Option<Errors>>> {
         engine.attention(&self.table, &self.queries, keys, values, Some(&self.base), scale, &mut self.state)?;
         let student = engine.read(&self.state)?;
-        let teacher = engine.read(&self.teacher)?;
+        let teacher = match self.teacher_read.take() {
+            Some(teacher) => teacher,
+            None => engine.read(&self.teacher)?,
+        };
         let row = self.dims.state_row() as usize;
         let mut errors = vec![None; all_heads];
         for head in &self.heads {
@@ -144,6 +150,7 @@ impl<E: Engine> RowSet<E> {
             let found = merged_errors(&student[range.clone()], &teacher[range], self.dims.value_dim as usize);
             errors[head.index as usize] = Some(found);
         }
+        self.teacher_read = Some(teacher);
         Ok(errors)
     }
 }
