@@ -121,3 +121,28 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_was_refused_is_not_told_as_a_limit() {
+        let text = |available| {
+            let label = "queries".to_owned();
+            let bytes = 4096;
+            Error::OutOfMemory { label, bytes, available }.to_string()
+        };
+        let refused = text(0);
+        assert!(
+            refused.contains("4096") && refused.contains("refused it") && refused.contains("smaller --memory"),
+            "{refused}"
+        );
+        assert!(!refused.contains("only"), "{refused}");
+        let limited = text(1024);
+        assert!(
+            limited.contains("only 1024 may be used") && limited.contains("raise --memory"),
+            "{limited}"
+        );
+    }
+}

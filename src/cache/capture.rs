@@ -72,7 +72,7 @@ impl Capture {
     /// Opens a capture and checks everything its header can tell; no tensor is read.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File), naming the tensor and what to do.
+    /// [`Error::File`], naming the tensor and what to do.
     pub fn open(path: &Path) -> Result<Self> {
         Self::new(Container::open(path)?)
     }
@@ -127,7 +127,7 @@ impl Capture {
     /// What the header says of a layer, without reading it.
     ///
     /// # Errors
-    /// [`Error::Options`](crate::Error::Options) if the layer is not in the file, with those that are.
+    /// [`Error::Options`] if the layer is not in the file, with those that are.
     pub fn shape(&self, index: usize) -> Result<&LayerShape> {
         self.shapes.get(&index).ok_or_else(|| {
             let present: Vec<String> = self.layers.iter().map(usize::to_string).collect();
@@ -145,7 +145,7 @@ impl Capture {
     /// Reads one layer and checks that every number is finite.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File), naming the tensor and what to do, also where it does not fit into memory;
+    /// [`Error::File`], naming the tensor and what to do, also where it does not fit into memory;
     /// else as [`shape`](Self::shape).
     pub fn layer(&self, index: usize) -> Result<Layer> {
         let shape = self.shape(index)?.clone();
@@ -190,7 +190,7 @@ impl Capture {
     /// SHA-256 of the whole file, in hexadecimal.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File).
+    /// [`Error::File`].
     pub fn digest(&self) -> Result<String> {
         self.container.digest()
     }
