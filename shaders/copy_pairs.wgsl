@@ -1,6 +1,6 @@
 // target ← source for the pairs of the table's heads.
 //
-// Grid: x: workgroups that stride over a head's elements, z: heads.  Twin: reference/copy_pairs.rs
+// Grid: x: workgroups that stride over a head's elements, z: heads.  Twin: none, a copy
 
 struct Params {
     // Floats a pair.

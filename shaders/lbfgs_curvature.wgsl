@@ -1,7 +1,7 @@
 // The curvature of each head's newest pair:  ρ = 1 / s·y  and  γ = s·y / y·y,
 // both 0 where the pair is of no use: s·y ≤ 1e-10 · y·y, or not finite.
 //
-// A workgroup a head.  Grid: z: heads.  Twin: reference/lbfgs_push.rs
+// A workgroup a head.  Grid: z: heads.  Twin: reference/lbfgs.rs, curvature
 
 struct Params {
     // Slots a head.

@@ -5,7 +5,7 @@
 // Pairs with ρ = 0 are of no use and are passed over.
 //
 // A workgroup a head; a lane keeps to its own elements, so that only the sums need barriers.
-// Grid: z: heads.  Twin: reference/lbfgs_direction.rs
+// Grid: z: heads.  Twin: reference/lbfgs.rs, direction
 
 struct Params {
     // Slots a head.

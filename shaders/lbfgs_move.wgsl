@@ -1,6 +1,6 @@
 // Moves each head to its accepted point:  origin ← origin + t d,  gradient ← g₊
 //
-// Grid: x: workgroups that stride over a head's elements, z: heads.  Twin: reference/lbfgs_push.rs
+// Grid: x: workgroups that stride over a head's elements, z: heads.  Twin: reference/lbfgs.rs, push
 
 @group(0) @binding(0) var<storage, read> heads: array<Head>;
 @group(0) @binding(1) var<storage, read> lengths: array<f32>;              // t, [heads]

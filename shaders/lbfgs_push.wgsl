@@ -1,7 +1,7 @@
 // Remembers the newest curvature pair of each head:  s = t d,  y = g₊ − g, into the cursor's newest slot.
 // lbfgs_curvature.wgsl then measures it, lbfgs_move.wgsl moves the head.
 //
-// Grid: x: workgroups that stride over a head's elements, z: heads.  Twin: reference/lbfgs_push.rs
+// Grid: x: workgroups that stride over a head's elements, z: heads.  Twin: reference/lbfgs.rs, push
 
 struct Params {
     // Slots a head.

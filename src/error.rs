@@ -61,14 +61,14 @@ pub enum Error {
     },
     /// An array does not fit.
     #[error(
-        "out of memory: array `{label}` needs {bytes} bytes, {available} may be had; raise --memory if it set that limit, else lower it, --keep or --history"
+        "out of memory: array `{label}` needs {bytes} bytes, {}", room(*available)
     )]
     OutOfMemory {
         /// The array.
         label: String,
         /// Its size.
         bytes: u64,
-        /// What the device or the memory budget allows.
+        /// What the device or the memory budget allows; 0 where the device refused it without saying.
         available: u64,
     },
     /// The device went away; nothing it still held is returned.
@@ -86,6 +86,17 @@ pub enum Error {
     /// The caller's [`Observer`](crate::solver::Observer) asked to stop.
     #[error("stopped before the end, as asked")]
     Cancelled,
+}
+
+/// What an array that does not fit would have had, and what to do.
+fn room(available: u64) -> String {
+    if available == 0 {
+        "and the device refused it; give a smaller --memory, lower --keep or --history, or choose fewer --layers".to_owned()
+    } else {
+        format!(
+            "and only {available} may be used; raise --memory if it set that limit, else lower --keep or --history, or choose fewer --layers"
+        )
+    }
 }
 
 impl Error {
@@ -108,5 +119,30 @@ impl Error {
             head: head.into(),
             reason: reason.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_was_refused_is_not_told_as_a_limit() {
+        let text = |available| {
+            let label = "queries".to_owned();
+            let bytes = 4096;
+            Error::OutOfMemory { label, bytes, available }.to_string()
+        };
+        let refused = text(0);
+        assert!(
+            refused.contains("4096") && refused.contains("refused it") && refused.contains("smaller --memory"),
+            "{refused}"
+        );
+        assert!(!refused.contains("only"), "{refused}");
+        let limited = text(1024);
+        assert!(
+            limited.contains("only 1024 may be used") && limited.contains("raise --memory"),
+            "{limited}"
+        );
     }
 }

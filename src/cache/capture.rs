@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::container::{Container, shown};
-use super::layout::{LayerShape, layer_numbers, layer_shape, name};
+use super::container::{Container, cut, shown};
+use super::layout::{LayerShape, TENSORS, layer_numbers, layer_shape, name};
 use super::{Dtype, Pairing, Rope};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// An open capture: its header is read and checked, its layers are read one at a time.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub struct Layer {
     pub dim: usize,
     /// Channels of a value.
     pub value_dim: usize,
-    /// How the keys were stored in the file.
+    /// How keys and values were stored in the file; F32, which holds either, where they differ.
     pub dtype: Dtype,
     /// `[kv_heads, tokens, dim]`, after RoPE.
     pub key: Vec<f32>,
@@ -72,7 +72,7 @@ impl Capture {
     /// Opens a capture and checks everything its header can tell; no tensor is read.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File), naming the tensor and what to do.
+    /// [`Error::File`], naming the tensor and what to do.
     pub fn open(path: &Path) -> Result<Self> {
         Self::new(Container::open(path)?)
     }
@@ -103,15 +103,10 @@ impl Capture {
         if container.metadata.contains_key("sinks") {
             whole(&container, "sinks")?;
         }
-        let scale = number(&container, "softmax_scale")?;
-        if !(scale.is_finite() && scale > 0.0) {
-            return Err(container.error(format!(
-                "has softmax_scale {scale}; write a positive number, most often 1 / sqrt(channels of a key)"
-            )));
-        }
+        let scale = softmax_scale(&container)?;
         let rope = rope(&container)?;
         let mut shapes = BTreeMap::new();
-        for index in layer_numbers(&container)? {
+        for index in layer_numbers(&container, &TENSORS)? {
             let shape = layer_shape(&container, index, tokens)?;
             check_rope(&container, &rope, index, &shape)?;
             shapes.insert(index, shape);
@@ -132,20 +127,26 @@ impl Capture {
     /// What the header says of a layer, without reading it.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) if the layer is not in the file, with those that are.
+    /// [`Error::Options`] if the layer is not in the file, with those that are.
     pub fn shape(&self, index: usize) -> Result<&LayerShape> {
         self.shapes.get(&index).ok_or_else(|| {
             let present: Vec<String> = self.layers.iter().map(usize::to_string).collect();
-            self.container
-                .error(format!("has no layer {index}; choose among its layers {}", present.join(", ")))
+            Error::option(
+                "--layers",
+                format!(
+                    "{} has no layer {index}; choose among its layers {}",
+                    self.path.display(),
+                    cut(&present.join(", "), 400)
+                ),
+            )
         })
     }
 
     /// Reads one layer and checks that every number is finite.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File), naming the tensor and what to do;
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// [`Error::File`], naming the tensor and what to do, also where it does not fit into memory;
+    /// else as [`shape`](Self::shape).
     pub fn layer(&self, index: usize) -> Result<Layer> {
         let shape = self.shape(index)?.clone();
         Ok(Layer {
@@ -189,7 +190,7 @@ impl Capture {
     /// SHA-256 of the whole file, in hexadecimal.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File).
+    /// [`Error::File`].
     pub fn digest(&self) -> Result<String> {
         self.container.digest()
     }
@@ -214,6 +215,23 @@ fn number(container: &Container, key: &str) -> Result<f64> {
     let text = container.text(key)?;
     text.parse()
         .map_err(|_| container.error(format!("has metadata `{key}` \"{}\"; write a number", shown(text))))
+}
+
+/// The scale, checked in the precision that the engines multiply in.
+fn softmax_scale(container: &Container) -> Result<f64> {
+    let scale = number(container, "softmax_scale")?;
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "what is too large or too small for f32 is refused just below"
+    )]
+    let narrow = scale as f32;
+    // A subnormal number is zero on many GPUs.
+    if narrow.is_normal() && narrow > 0.0 {
+        return Ok(scale);
+    }
+    Err(container.error(format!(
+        "has softmax_scale {scale:e}; write a positive number within the range of f32, most often 1 / sqrt(channels of a key)"
+    )))
 }
 
 fn rope(container: &Container) -> Result<Rope> {

@@ -1,20 +1,21 @@
 //! Compressed caches: what comes out (format `kv-compressed`).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 
 use super::Dtype;
 use super::container::Container;
+use super::layout::{layer_numbers, name};
 use super::output::{Output, check_writable};
 use crate::error::{Error, Result};
 
 /// Elements converted at once while writing.
 const CHUNK: usize = 1 << 16;
 
-/// A layer's tensors.
+/// A layer's tensors in a compressed cache.
 const TENSORS: [&str; 4] = ["lengths", "bias", "key", "value"];
 
 /// One layer of a compressed cache: heads one after the other, each with its own length.
@@ -121,7 +122,7 @@ impl Compressed {
     /// Reads a compressed cache and checks its shapes and that every number is finite.
     ///
     /// # Errors
-    /// [`Error::File`], naming the tensor and what to do; [`Error::OutOfMemory`].
+    /// [`Error::File`], naming the tensor and what to do, also where it does not fit into memory.
     pub fn read(path: &Path) -> Result<Self> {
         Self::take(Container::open(path)?)
     }
@@ -142,7 +143,7 @@ impl Compressed {
                 "is a capture, not a compressed cache; `kvsculpt compress` makes one of it",
             ),
         )?;
-        let layers = layer_numbers(&container)?
+        let layers = layer_numbers(&container, &TENSORS)?
             .into_iter()
             .map(|index| CompressedLayer::read(&container, index))
             .collect::<Result<_>>()?;
@@ -155,7 +156,7 @@ impl Compressed {
 
 impl CompressedLayer {
     fn name(&self, kind: &str) -> String {
-        format!("layers.{}.{kind}", self.index)
+        name(self.index, kind)
     }
 
     fn shape_error(&self, reason: String) -> Error {
@@ -163,12 +164,16 @@ impl CompressedLayer {
     }
 
     fn check(&self) -> Result<()> {
-        let pairs: usize = self.lengths.iter().sum();
+        let uncountable = || self.shape_error("lengths and channels make more elements than can be counted".to_owned());
+        let pairs = self.lengths.iter().try_fold(0_usize, |sum, &length| sum.checked_add(length));
+        let pairs = pairs.ok_or_else(uncountable)?;
         if pairs == 0 || self.dim == 0 || self.value_dim == 0 {
             return Err(self.shape_error("stores no pairs; every layer needs some".to_owned()));
         }
         let bias = self.bias.as_ref().map_or(pairs, Vec::len);
-        if self.key.len() != pairs * self.dim || self.value.len() != pairs * self.value_dim || bias != pairs {
+        let keys = pairs.checked_mul(self.dim).ok_or_else(uncountable)?;
+        let values = pairs.checked_mul(self.value_dim).ok_or_else(uncountable)?;
+        if self.key.len() != keys || self.value.len() != values || bias != pairs {
             return Err(self.shape_error(format!(
                 "lengths sum to {pairs}, which does not fit {} key elements of {} channels, {} value elements of {} and {bias} biases",
                 self.key.len(),
@@ -241,7 +246,7 @@ impl CompressedLayer {
     }
 
     fn read(container: &Container, index: usize) -> Result<Self> {
-        let name = |kind: &str| format!("layers.{index}.{kind}");
+        let name = |kind: &str| name(index, kind);
         let (key, value, bias) = (name("key"), name("value"), name("bias"));
         let lengths = read_lengths(container, &name("lengths"))?;
         let pairs = lengths.iter().try_fold(0_usize, |sum, &length| sum.checked_add(length));
@@ -299,31 +304,4 @@ fn check_rows(container: &Container, tensor: &str, found: usize, pairs: Option<u
         tensor,
         format!("has {found} pairs and the layer's `lengths` sum to {sum}; write the file again"),
     ))
-}
-
-/// The layers that any tensor names, every name checked.
-fn layer_numbers(container: &Container) -> Result<BTreeSet<usize>> {
-    let mut layers = BTreeSet::new();
-    for found in container.tensors.keys() {
-        let layer = found
-            .strip_prefix("layers.")
-            .and_then(|rest| rest.split_once('.'))
-            .and_then(|(number, kind)| {
-                let layer: usize = number.parse().ok()?;
-                (TENSORS.contains(&kind) && format!("layers.{layer}.{kind}") == *found).then_some(layer)
-            });
-        layers.insert(layer.ok_or_else(|| {
-            container.tensor_error(
-                found,
-                format!(
-                    "is not known here; a layer's tensors are `layers.0.` and one of {}",
-                    TENSORS.join(", ")
-                ),
-            )
-        })?);
-    }
-    if layers.is_empty() {
-        return Err(container.error("holds no layers; write the file again"));
-    }
-    Ok(layers)
 }

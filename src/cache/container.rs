@@ -16,8 +16,8 @@ use super::Dtype;
 use super::source::Source;
 use crate::error::{Error, Result};
 
-/// The largest header accepted, in bytes; the same bound other readers of the format use.
-const LARGEST_HEADER: u64 = 100_000_000;
+/// The largest header accepted, in bytes: some hundred thousand tensors, far more than a cache has.
+const LARGEST_HEADER: u64 = 1 << 24;
 
 /// One tensor of the header, its place checked.
 #[derive(Debug)]
@@ -52,12 +52,18 @@ pub(super) fn shown(text: &str) -> String {
     cut(&text, 80)
 }
 
-fn cut(text: &str, limit: usize) -> String {
+/// At most `limit` characters of a text.
+pub(super) fn cut(text: &str, limit: usize) -> String {
     let mut short: String = text.chars().take(limit).collect();
     if short.len() < text.len() {
         short.push('…');
     }
     short
+}
+
+/// A shape as it may be shown: cut where it is long, without putting all of it into letters first.
+fn shown_shape(shape: &[usize]) -> String {
+    cut(&format!("{:?}", &shape[..shape.len().min(80)]), 80)
 }
 
 impl Container {
@@ -179,9 +185,9 @@ impl Container {
             return Err(self.tensor_error(
                 name,
                 format!(
-                    "has {} bytes, which do not fit its shape {:?} of {}; write the file again",
+                    "has {} bytes, which do not fit its shape {} of {}; write the file again",
                     end - begin,
-                    info.shape,
+                    shown_shape(&info.shape),
                     info.dtype
                 ),
             ));
@@ -271,10 +277,14 @@ impl Container {
     fn room<T>(&self, name: &str, tensor: &Tensor) -> Result<Vec<T>> {
         let elements = tensor.shape.iter().product();
         let mut values = Vec::new();
-        values.try_reserve_exact(elements).map_err(|_| Error::OutOfMemory {
-            label: name.to_owned(),
-            bytes: elements as u64 * 4,
-            available: 0,
+        values.try_reserve_exact(elements).map_err(|_| {
+            self.tensor_error(
+                name,
+                format!(
+                    "needs {} bytes of memory, more than this machine gives; choose fewer --layers",
+                    elements as u64 * 4
+                ),
+            )
         })?;
         Ok(values)
     }
@@ -303,9 +313,9 @@ impl Container {
             self.tensor_error(
                 name,
                 format!(
-                    "has {} axes, shape {:?}; it must be [{axes}], so reshape it",
+                    "has {} axes, shape {}; it must be [{axes}], so reshape it",
                     tensor.shape.len(),
-                    tensor.shape
+                    shown_shape(&tensor.shape)
                 ),
             )
         })?;

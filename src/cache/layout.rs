@@ -6,8 +6,8 @@ use super::Dtype;
 use super::container::Container;
 use crate::error::Result;
 
-/// A layer's tensors.
-const TENSORS: [&str; 5] = ["key", "value", "query", "reference_query", "probe_query"];
+/// A layer's tensors in a capture.
+pub(super) const TENSORS: [&str; 5] = ["key", "value", "query", "reference_query", "probe_query"];
 
 /// What the header alone says of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct LayerShape {
     pub dim: usize,
     /// Channels of a value.
     pub value_dim: usize,
-    /// How the keys are stored.
+    /// How keys and values are stored; F32, which holds either, where they differ.
     pub dtype: Dtype,
     /// Whether the context's queries are there.
     pub query: bool,
@@ -34,37 +34,38 @@ pub(super) fn name(layer: usize, kind: &str) -> String {
     format!("layers.{layer}.{kind}")
 }
 
-/// The layers that any tensor names, every name checked.
-pub(super) fn layer_numbers(container: &Container) -> Result<BTreeSet<usize>> {
+/// The layers that any tensor names, every name checked; `kinds` are a layer's tensors in this format.
+pub(super) fn layer_numbers(container: &Container, kinds: &[&str]) -> Result<BTreeSet<usize>> {
     let mut layers = BTreeSet::new();
     for found in container.tensors.keys() {
-        let layer = parse(found).ok_or_else(|| {
-            let (nearest, layer) = nearest(found);
+        let layer = parse(found, kinds).ok_or_else(|| {
+            let (nearest, layer) = nearest(found, kinds);
             container.tensor_error(
                 found,
                 format!(
                     "is not known here; is it meant as `{nearest}`? A layer's tensors are `layers.{layer}.` and one of {}",
-                    TENSORS.join(", ")
+                    kinds.join(", ")
                 ),
             )
         })?;
         layers.insert(layer);
     }
     if layers.is_empty() {
-        return Err(container.error("holds no layers; write at least `layers.0.key`, `layers.0.value` and `layers.0.query`"));
+        let names: Vec<String> = kinds.iter().map(|kind| name(0, kind)).collect();
+        return Err(container.error(format!("holds no layers; a layer's tensors are called {}", names.join(", "))));
     }
     Ok(layers)
 }
 
 /// The layer of a well-formed name; exactly one spelling of a number counts.
-fn parse(tensor: &str) -> Option<usize> {
+fn parse(tensor: &str, kinds: &[&str]) -> Option<usize> {
     let (number, kind) = tensor.strip_prefix("layers.")?.split_once('.')?;
     let layer = number.parse().ok()?;
-    (TENSORS.contains(&kind) && name(layer, kind) == tensor).then_some(layer)
+    (kinds.contains(&kind) && name(layer, kind) == tensor).then_some(layer)
 }
 
 /// The valid name nearest in letters, and its layer: the first number in what was found.
-fn nearest(found: &str) -> (String, usize) {
+fn nearest(found: &str, kinds: &[&str]) -> (String, usize) {
     let short: String = found.chars().take(64).collect();
     let digits: String = short
         .chars()
@@ -73,7 +74,7 @@ fn nearest(found: &str) -> (String, usize) {
         .collect();
     let layer = digits.parse().unwrap_or(0);
     let mut best = (usize::MAX, String::new());
-    for kind in TENSORS {
+    for kind in kinds {
         let candidate = name(layer, kind);
         let distance = edits(&short, &candidate);
         if distance < best.0 {
@@ -111,8 +112,10 @@ pub(super) fn layer_shape(container: &Container, index: usize, tokens: usize) ->
             ));
         }
     }
-    let dtype = container.dtype(&key)?;
-    container.dtype(&value)?;
+    let dtype = match (container.dtype(&key)?, container.dtype(&value)?) {
+        (key, value) if key == value => key,
+        _ => Dtype::F32,
+    };
     let [kv_heads, found, dim] = container.shape(&key, ["kv_heads", "tokens", "dim"])?;
     check_tokens(container, &key, found, tokens)?;
     container.check_channels(&key, dim)?;

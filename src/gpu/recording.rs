@@ -1,7 +1,8 @@
 //! Work recorded and handed over in bounded portions.
 //!
-//! One submission holds at most [`DISPATCHES`] dispatches, so that no submission runs into a system's watchdog
-//! for want of a pause, and at most [`IN_FLIGHT`] of them wait at the device at a time.
+//! One submission holds at most [`DISPATCHES`] dispatches, and at most [`IN_FLIGHT`] of them wait at the device at a
+//! time. That bounds a submission in dispatches, not in work: it gives a system's watchdog pauses to see, and does not
+//! keep a submission of long dispatches from running into it.
 
 use std::time::Duration;
 

@@ -63,7 +63,6 @@ impl Source {
     ///
     /// For this crate's own shaders only, hence not public: each loop counts, by a counter that nothing else changes, up to a
     /// constant or to a count in a head table or in the parameters.
-    #[allow(dead_code, reason = "called by the kernels")]
     pub(crate) fn loops_end(mut self) -> Self {
         self.loops_end = true;
         self

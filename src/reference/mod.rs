@@ -1,5 +1,5 @@
 //! Says what is right: every operation of [`engine`](crate::engine) for one head, in f64, in plain loops written from
-//! the formula and never from an engine. Slow; for tests, benches and `devices --check`.
+//! the formula and never from an engine. Slow; for tests and benches.
 //!
 //! Matrices are row-major slices; a function takes them with the sizes it needs, and reads the number of rows from
 //! their lengths. Slices that do not fit together are a mistake of the caller and panic at the index.

@@ -42,6 +42,19 @@ fn everything_in_a_capture_is_read() {
     }
 }
 
+/// What a compressed layer is stored as must not cost what only one of keys and values had.
+#[test]
+fn keys_and_values_stored_differently_count_as_f32() {
+    for (tensor, dtype) in [("layers.3.value", "BF16"), ("layers.3.key", "BF16"), ("layers.3.value", "F16")] {
+        let mut draft = Draft::capture();
+        draft.tensor(tensor).dtype = dtype;
+        let capture = Capture::from_bytes("capture", draft.bytes()).expect("a capture");
+        let expected = if dtype == "BF16" { Dtype::F32 } else { Dtype::F16 };
+        assert_eq!(capture.shape(3).expect("a shape").dtype, expected, "{tensor} {dtype}");
+        assert_eq!(capture.layer(3).expect("a layer").dtype, expected, "{tensor} {dtype}");
+    }
+}
+
 #[test]
 fn queries_that_may_be_left_out() {
     let mut draft = Draft::capture();

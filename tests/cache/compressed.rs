@@ -200,6 +200,10 @@ fn layers_that_do_not_fit_together() {
         wrong(|layer| layer.lengths[0] = 4),
         wrong(|layer| layer.lengths = vec![]),
         wrong(|layer| layer.dim = 0),
+        // Sums and products beyond what can be counted, which must not wrap around to what is there.
+        wrong(|layer| layer.lengths = vec![usize::MAX, 10]),
+        wrong(|layer| layer.dim = usize::MAX),
+        wrong(|layer| layer.value_dim = usize::MAX / 2),
         wrong(|layer| layer.value.truncate(7)),
         wrong(|layer| layer.bias = Some(vec![])),
     ] {

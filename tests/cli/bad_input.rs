@@ -111,7 +111,11 @@ fn options_without_meaning_are_refused_and_keep_says_the_smallest() {
         &most,
     ]));
     fs::remove_file(workplace.output()).expect("removed");
-    refused(&workplace.compress(&["--layers", "2,7"]), 3, &["layer 7", "2, 5"]);
+    refused(
+        &workplace.compress(&["--layers", "2,7"]),
+        2,
+        &["--layers", "capture.safetensors", "layer 7", "2, 5"],
+    );
     for more in [
         ["--layers", "9-7"],
         ["--ridge", "lots"],

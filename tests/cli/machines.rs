@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::workplace::{Workplace, capture, refused, run, succeeded, text};
+use crate::workplace::{Workplace, capture, program, refused, run, succeeded, text};
 
 #[test]
 fn an_adapter_that_does_not_exist_is_refused() {
@@ -15,11 +15,37 @@ fn an_adapter_that_does_not_exist_is_refused() {
     );
     let devices: Value = serde_json::from_slice(&run(&["devices", "--json"]).stdout).expect("JSON");
     let output = run(&["devices", "--adapter", "no such thing"]);
+    refused(&output, 4, &["no GPU adapter"]);
     // Those that exist are listed.
     for adapter in devices["adapters"].as_array().expect("adapters") {
         let name = adapter["name"].as_str().expect("a name");
         refused(&output, 4, &["`no such thing`", name]);
     }
+    assert_eq!(workplace.files(), ["capture.safetensors"]);
+}
+
+/// An interface that is named is meant: the CPU engine does not take over in its stead.
+#[test]
+fn an_interface_that_does_not_exist_is_refused() {
+    let workplace = Workplace::new(&capture().bytes());
+    let absent = if cfg!(target_os = "macos") { "dx12" } else { "metal" };
+    refused(&workplace.compress(&["--backend", absent]), 4, &["no GPU adapter"]);
+    refused(
+        &workplace.compress(&["--backend", absent, "--engine", "cpu"]),
+        2,
+        &["--backend", "--engine cpu"],
+    );
+    for named in [absent, "no such thing"] {
+        let output = program()
+            .args(["devices"])
+            .env("WGPU_BACKEND", named)
+            .output()
+            .expect("the program starts");
+        refused(&output, 4, &["no GPU adapter"]);
+    }
+    // The variable is for programs that use a GPU; this one was told not to.
+    let output = program().args(["devices", "--engine", "cpu"]).env("WGPU_BACKEND", absent).output();
+    succeeded(&output.expect("the program starts"));
     assert_eq!(workplace.files(), ["capture.safetensors"]);
 }
 
@@ -32,6 +58,7 @@ fn without_driver(arguments: &[impl AsRef<std::ffi::OsStr>]) -> std::process::Ou
         .env("VK_DRIVER_FILES", "/nonexistent")
         .env("VK_ICD_FILENAMES", "/nonexistent")
         .env_remove("WGPU_ADAPTER_NAME")
+        .env_remove("WGPU_BACKEND")
         .stdin(std::process::Stdio::null())
         .output()
         .expect("the program starts")

@@ -88,9 +88,9 @@ impl Workplace {
         let text = |path: &Path| path.to_str().expect("a path of letters").to_owned();
         let mut arguments = vec!["compress".to_owned(), text(&self.capture()), "-o".into(), text(output)];
         for (option, value) in [("--steps", "2"), ("--iterations", "3"), ("--engine", "cpu")] {
-            // Whoever names an adapter leaves the engine open.
+            // Whoever names an adapter or an interface leaves the engine open.
             let given = |wanted| more.contains(&wanted);
-            if !(given(option) || option == "--engine" && given("--adapter")) {
+            if !(given(option) || option == "--engine" && (given("--adapter") || given("--backend"))) {
                 arguments.extend([option, value].map(String::from));
             }
         }

@@ -20,7 +20,7 @@ pub(crate) enum EngineKind {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum BackendKind {
+pub(crate) enum BackendKind {
     Vulkan,
     Metal,
     Dx12,
@@ -35,7 +35,7 @@ pub(crate) struct EngineArguments {
     pub(crate) engine: EngineKind,
     /// Use only GPU adapters of this interface [default: the variable WGPU_BACKEND, else all]
     #[arg(long, value_enum, value_name = "BACKEND")]
-    backend: Option<BackendKind>,
+    pub(crate) backend: Option<BackendKind>,
     /// The adapter's number in `kvsculpt devices`, or a part of its name [default: the variable WGPU_ADAPTER_NAME, else the first]
     #[arg(long, value_name = "INDEX|NAME")]
     pub(crate) adapter: Option<String>,

@@ -77,10 +77,14 @@ impl Choice {
                 option: "--adapter",
                 reason: "names an adapter, and `--engine cpu` uses none; leave out one of the two".into(),
             }),
+            EngineKind::Cpu if arguments.backend.is_some() => Err(Error::Options {
+                option: "--backend",
+                reason: "names an interface to adapters, and `--engine cpu` uses none; leave out one of the two".into(),
+            }),
             EngineKind::Cpu => Ok(Self::cpu(None)),
             EngineKind::Gpu => Ok(Self::gpu(chosen(&selection)?)),
-            // Whoever names an adapter means it, software driver or not.
-            EngineKind::Auto if arguments.adapter.is_some() || is_set("WGPU_ADAPTER_NAME") => Ok(Self::gpu(chosen(&selection)?)),
+            // Whoever names an adapter or an interface means it, software driver or not.
+            EngineKind::Auto if names_adapter(arguments) => Ok(Self::gpu(chosen(&selection)?)),
             EngineKind::Auto => Self::automatic(selection),
         }
     }
@@ -122,6 +126,11 @@ impl Choice {
     fn cpu(notice: Option<String>) -> Self {
         Self { adapter: None, notice }
     }
+}
+
+/// Whether the arguments or the environment say more than to take what there is.
+fn names_adapter(arguments: &EngineArguments) -> bool {
+    arguments.adapter.is_some() || arguments.backend.is_some() || is_set("WGPU_ADAPTER_NAME") || is_set("WGPU_BACKEND")
 }
 
 fn is_set(variable: &str) -> bool {

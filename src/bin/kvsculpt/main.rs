@@ -1,7 +1,6 @@
 //! The program `kvsculpt`: one file a subcommand.
 //!
-//! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 2 options without meaning, 3 a file that
-//! cannot be read, understood or written, 4 no adapter or not a sufficient one, 5 trouble on the GPU or too little memory.
+//! Data goes to standard output, everything else to standard error. The exit codes are in [`EXIT_CODES`].
 
 mod arguments;
 mod compress;
@@ -19,12 +18,22 @@ use clap::{Parser, Subcommand};
 use kvsculpt::{Error, Result};
 use tracing_subscriber::EnvFilter;
 
+/// What scripts can tell apart; [`exit_code`] gives them.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  another error
+  2  options without meaning, or none for this capture
+  3  a file that cannot be read, understood or written
+  4  no adapter, or none that suffices
+  5  trouble on the GPU, or too little memory";
+
 /// Makes a language model's key-value cache several times shorter.
 ///
 /// For every KV head a few free key-value pairs are fitted so that they answer the head's queries as all its pairs did; sinks and
 /// the newest pairs stay as they are. `kvsculpt demo` shows it on a small real cache and needs no set-up.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, max_term_width = 100, infer_long_args = false)]
+#[command(version, propagate_version = true, max_term_width = 100, infer_long_args = false, after_help = EXIT_CODES)]
 struct Program {
     #[command(subcommand)]
     command: Command,
