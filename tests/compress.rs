@@ -175,7 +175,8 @@ mod cpu {
             assert_eq!(mine[412 * width..], full[1948 * width..]);
         }
         let (before, after) = short.bytes();
-        assert_eq!((before, after), (2048 * 3 * 128 * 4, 512 * 3 * 128 * 4));
+        // The capture is stored in half precision.
+        assert_eq!((before, after), (2048 * 3 * 128 * 2, 512 * 3 * 128 * 4));
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn excess(shapes: &[Shape], history: u32, budget: Budget, scratch: &impl Fn(&[Sh
     }
     let bytes = workspace.bytes() + scratch(shapes);
     (bytes > budget.total).then(|| Error::OutOfMemory {
-        label: "all arrays of one head".to_owned(),
+        label: "everything of one head".to_owned(),
         bytes,
         available: budget.total,
     })

@@ -7,7 +7,7 @@ use super::fit::{Fitted, fit};
 use super::problem::Problem;
 use super::{Compression, Observer, Outcome, Request, Timings};
 use crate::batch::{Budget, Shape, Workspace, layout, schedule};
-use crate::cache::{Capture, Compressed, CompressedLayer, Dtype};
+use crate::cache::{Capture, Compressed, CompressedLayer};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::{Method, Options, Split};
@@ -25,9 +25,10 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     let mut timings = Timings::default();
 
     let started = Instant::now();
-    let (mut problems, mut forms) = (Vec::new(), Vec::new());
+    let (mut problems, mut forms, mut source_bytes) = (Vec::new(), Vec::new(), 0);
     for &index in &layers {
         let layer = capture.layer(index)?;
+        source_bytes += (layer.kv_heads * layer.tokens * (layer.dim + layer.value_dim) * layer.dtype.bytes()) as u64;
         for head in 0..layer.kv_heads {
             problems.push(Problem::new(capture, &layer, head, split, options)?);
         }
@@ -63,6 +64,7 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
         compressed: Compressed { layers, metadata },
         outcomes,
         split,
+        source_bytes,
         timings,
     })
 }
@@ -75,11 +77,8 @@ fn chosen_layers(capture: &Capture, request: &Request) -> Result<Vec<usize>> {
     let mut layers = wanted.clone();
     layers.sort_unstable();
     layers.dedup();
-    if let Some(missing) = layers.iter().find(|layer| !capture.layers.contains(layer)) {
-        return Err(Error::option(
-            "--layers",
-            format!("layer {missing} is not in the capture, which holds {:?}", capture.layers),
-        ));
+    for &layer in &layers {
+        capture.shape(layer)?;
     }
     if layers.is_empty() {
         return Err(Error::option("--layers", "names no layer"));
@@ -170,18 +169,9 @@ fn metadata(capture: &Capture, options: &Options, split: Split, outcomes: &[Outc
     Ok(metadata)
 }
 
-/// The bytes of keys and values of the layers compressed, as they are in the capture, and as they are stored now.
+/// Bytes of these layers' keys and values as they are stored.
 #[must_use]
-pub(crate) fn stored_bytes(layers: &[CompressedLayer], split: Split) -> (u64, u64) {
-    let mut bytes = (0, 0);
-    for layer in layers {
-        let width = match layer.dtype {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::Bf16 => 2,
-        };
-        let pair = (layer.dim + layer.value_dim) as u64 * width;
-        bytes.0 += pair * (split.tokens * layer.lengths.len()) as u64;
-        bytes.1 += pair * layer.lengths.iter().map(|&length| length as u64).sum::<u64>();
-    }
-    bytes
+pub(crate) fn stored_bytes(layers: &[CompressedLayer]) -> u64 {
+    let bytes = |layer: &CompressedLayer| layer.lengths.iter().sum::<usize>() * (layer.dim + layer.value_dim) * layer.dtype.bytes();
+    layers.iter().map(|layer| bytes(layer) as u64).sum()
 }

@@ -13,7 +13,7 @@ const CURVATURE: f64 = 0.9;
 /// Losses this close, relatively, may differ by rounding alone.
 const ROUNDING: f64 = 1e-6;
 /// Losses this close, relatively, differ too little to interpolate by.
-const INTERPOLABLE: f64 = 1e-3;
+const INTERPOLABLE: f64 = 1e-4;
 /// Evaluations a search may take.
 const MOST_EVALUATIONS: u32 = 25;
 /// An interval whose largest coordinate moves less than this is a point in single precision.

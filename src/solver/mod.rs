@@ -56,15 +56,17 @@ pub struct Compression {
     pub outcomes: Vec<Outcome>,
     /// How each head's pairs are divided.
     pub split: Split,
+    /// Bytes of the keys and values as the capture holds them.
+    pub source_bytes: u64,
     /// Seconds by stage.
     pub timings: Timings,
 }
 
 impl Compression {
-    /// Bytes of keys and values before and after, in the dtype they are stored in now.
+    /// Bytes of keys and values as the capture holds them, and as they are stored now.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
-        compress::stored_bytes(&self.compressed.layers, self.split)
+        (self.source_bytes, compress::stored_bytes(&self.compressed.layers))
     }
 }
 

@@ -163,7 +163,12 @@ struct FinerArguments {
         |options| options.validation_rows.to_string(),
     ))]
     validation_rows: Option<usize>,
-    #[arg(long, value_name = "PAIRS", help = with_presets("Curvature pairs that L-BFGS remembers", |options| options.history.to_string()))]
+    #[arg(long, value_name = "ERROR", help = with_presets(
+        "Leave a head alone once its merged error on the rows held out is below this",
+        |options| options.tolerance.to_string(),
+    ))]
+    tolerance: Option<f64>,
+    #[arg(long, value_name = "PAIRS", help = with_presets("Curvature pairs that L-BFGS remembers, at most 256", |options| options.history.to_string()))]
     history: Option<u32>,
     #[arg(long, help = with_presets("L-BFGS iterations in an outer step", |options| options.iterations.to_string()))]
     iterations: Option<u32>,
@@ -212,6 +217,7 @@ impl FinerArguments {
         replace(&mut options.context_rows, self.context_rows);
         replace(&mut options.recent_rows, self.recent_rows.map(|rows| rows.0));
         replace(&mut options.validation_rows, self.validation_rows);
+        replace(&mut options.tolerance, self.tolerance);
         replace(&mut options.history, self.history);
         replace(&mut options.iterations, self.iterations);
         replace(&mut options.refit_every, self.refit_every);

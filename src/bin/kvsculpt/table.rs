@@ -144,6 +144,7 @@ fn stop(stop: Stop) -> &'static str {
         Stop::Converged => "converged",
         Stop::Flat => "flat",
         Stop::NoBetter => "no better",
+        Stop::GoodEnough => "good enough",
         Stop::NotFinite => "not finite",
         _ => "other",
     }
