@@ -59,8 +59,8 @@ fn json_is_one_object_with_every_head_means_bytes_and_seconds() {
     let mean = heads.iter().map(|head| merged(&head["result"])).sum::<f64>() / 2.0;
     assert!((merged(&report["means"]["result"]) - mean).abs() < 1e-12);
     assert!(merged(&report["means"]["select_fit"]) > 0.0);
-    // Two heads of 96 and of 28 pairs, 32 channels of 2 bytes.
-    assert_eq!(report["bytes"]["before"], 2 * 96 * 32 * 2);
+    // Two heads of 96 pairs, 32 channels of 4 bytes; of 28 pairs and 2 bytes.
+    assert_eq!(report["bytes"]["before"], 2 * 96 * 32 * 4);
     assert_eq!(report["bytes"]["after"], 2 * 28 * 32 * 2);
     assert_eq!(report["bytes"]["file"], fs::metadata(workplace.output()).expect("the output").len());
     let seconds = |stage: &str| report["seconds"][stage].as_f64().expect("a number");

@@ -72,7 +72,7 @@ Each head's cache is made shorter in three ways of the same length: `select` kee
 error of the head's answers, relative to their size; mass is that of the logarithm of the attention the cache draws; merged
 is both together, the error that is left once new tokens join in. `training` is on the queries that were fitted, `probe` on
 those of the text's next 256 tokens, which were not. Rounds are L-BFGS iterations. Where queries held out of the fit say
-that a simpler way serves a head better, `kvsculpt` returns that.
+that a simpler way serves a head better, or well enough, `kvsculpt` returns that.
 ";
 
 const NEXT: &str = "Next: a cache of your own, see `kvsculpt compress --help`.\n";
