@@ -55,7 +55,7 @@ pub mod scalar {
     pub const DIRECTION_SLOPE: usize = 8;
     /// `max |direction|` (from `lbfgs_direction`).
     pub const DIRECTION_MAX: usize = 9;
-    /// `s·y` of the newest curvature pair (from `lbfgs_push`).
+    /// `s·y` of the newest curvature pair, of use or not (from `lbfgs_push`).
     pub const CURVATURE: usize = 10;
     /// 1 if every pivot was positive and finite, else 0 (from `cholesky`).
     pub const FACTORED: usize = 12;
@@ -98,7 +98,7 @@ pub struct Head {
     pub square: u32,
     /// First element of the head's block in `weights`.
     pub weights: u32,
-    /// Always 0: makes the row 32 bytes long.
+    /// 0; makes the row 32 bytes long. An engine may keep a number of its own here in its copy of a table.
     pub padding: u32,
 }
 
@@ -167,7 +167,8 @@ pub trait Engine {
     /// The largest single array in bytes.
     fn max_array_bytes(&self) -> u64;
 
-    /// Bytes an engine allocates beside the caller's arrays, for the largest operation over these heads.
+    /// Bytes an engine allocates beside the caller's arrays for its operations on these heads' free pairs (`heads` as in the
+    /// tables of `key_gradient` and `cholesky`).
     fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64;
 
     /// A table of heads.

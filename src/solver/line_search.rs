@@ -16,7 +16,7 @@ const ROUNDING: f64 = 1e-6;
 const INTERPOLABLE: f64 = 1e-4;
 /// Evaluations a search may take.
 const MOST_EVALUATIONS: u32 = 25;
-/// An interval whose largest coordinate moves less than this is a point in single precision.
+/// An interval over which no coordinate moves more than this is a point (the tolerance of the published optimiser).
 const SMALLEST_MOVE: f64 = 1e-9;
 
 /// Loss and slope at a step length.

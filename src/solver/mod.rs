@@ -9,6 +9,7 @@ mod problem;
 mod rows;
 mod rowset;
 mod seed;
+mod track;
 mod values;
 
 pub use compress::compress;
