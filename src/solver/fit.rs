@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::descent::{Allowance, Descent, Rest};
 use super::keys::{Cycle, KeySteps, loss};
 use super::problem::Problem;
-use super::rowset::{FullCache, Kind, RowSet};
+use super::rowset::{FullCache, Kind, RowSet, errors_on};
 use super::seed::{attended, drawn};
 use super::track::{Track, stop};
 use super::values::{ValueSolve, length};
@@ -45,7 +45,7 @@ pub(crate) fn fit<E: Engine>(
             "attention over the capture itself leaves single precision; check softmax_scale, keys and queries",
         ));
     }
-    let mut track = Track::new(problems.len(), &select);
+    let mut track = Track::new(&select);
     let mut select_fit = None;
     let mut descents = None;
     if matches!(options.method, Method::SelectFit | Method::Kvsculpt) {
@@ -183,7 +183,17 @@ impl<'a, E: Engine> Batch<'a, E> {
 
     /// λ of each head: as given, or times the teacher's mean squared output.
     fn weigh_mass(&mut self, engine: &mut E) -> Result<()> {
-        let found = self.training_sums(engine)?;
+        // Of the sums only the teacher's own size is wanted, so the teacher stands in for a student.
+        let rows = &self.training;
+        engine.loss(
+            &rows.table,
+            &rows.teacher,
+            &rows.teacher,
+            &self.mass_weight,
+            &mut self.error,
+            &mut self.scalars,
+        )?;
+        let found = engine.read(&self.scalars)?;
         let scale = |head: &Head| f64::from(found[head.index as usize * SCALARS + scalar::SCALE]) / f64::from(head.rows);
         self.scales = self.training.heads.iter().map(scale).collect();
         #[allow(clippy::cast_possible_truncation, reason = "a weight needs no more than single precision")]
@@ -216,12 +226,8 @@ impl<'a, E: Engine> Batch<'a, E> {
     fn judge(&mut self, engine: &mut E) -> Result<Vec<Judged>> {
         let heads = self.training.heads.len();
         let found = self.training_sums(engine)?;
-        let Self { keys, values, scale, .. } = self;
-        let mut on = |rows: &mut Option<RowSet<E>>| match rows {
-            Some(rows) => rows.judge(engine, keys, values, *scale, heads),
-            None => Ok(vec![None; heads]),
-        };
-        let (validation, probe) = (on(&mut self.validation)?, on(&mut self.probe)?);
+        let validation = self.validate(engine)?;
+        let probe = errors_on(&mut self.probe, engine, &self.keys, &self.values, self.scale, heads)?;
         let judged = self
             .training
             .heads
@@ -244,10 +250,7 @@ impl<'a, E: Engine> Batch<'a, E> {
     /// The validation errors of the keys and values in hand.
     fn validate(&mut self, engine: &mut E) -> Result<Vec<Option<Errors>>> {
         let heads = self.training.heads.len();
-        match &mut self.validation {
-            Some(rows) => rows.judge(engine, &self.keys, &self.values, self.scale, heads),
-            None => Ok(vec![None; heads]),
-        }
+        errors_on(&mut self.validation, engine, &self.keys, &self.values, self.scale, heads)
     }
 
     /// Solves the values of these heads for the keys in hand.
@@ -291,18 +294,18 @@ impl<'a, E: Engine> Batch<'a, E> {
         engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.values, &mut self.best_values)
     }
 
-    /// Puts the best candidate of every head back in hand.
-    fn restore_best(&mut self, engine: &mut E, track: &Track) -> Result<()> {
-        let worse: Vec<Head> = self
-            .training
-            .heads
-            .iter()
-            .filter(|head| !track.in_hand[head.index as usize])
-            .copied()
-            .collect();
-        engine.set_table(&mut self.chosen, &worse)?;
+    /// The best keys and values of these heads come back in hand.
+    fn restore(&mut self, engine: &mut E, heads: &[Head]) -> Result<()> {
+        engine.set_table(&mut self.chosen, heads)?;
         engine.copy_pairs(&self.chosen, self.dims.dim, &self.best_keys, &mut self.keys)?;
         engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.best_values, &mut self.values)
+    }
+
+    /// Puts the best candidate of every head back in hand.
+    fn restore_best(&mut self, engine: &mut E, track: &Track) -> Result<()> {
+        let mut worse = self.training.heads.clone();
+        worse.retain(|head| !track.in_hand[head.index as usize]);
+        self.restore(engine, &worse)
     }
 
     /// Keys and values in turn until every head has stopped.
@@ -380,9 +383,7 @@ impl<'a, E: Engine> Batch<'a, E> {
             track.stops[head.index as usize] = Stop::NotFinite;
             track.in_hand[head.index as usize] = false;
         }
-        engine.set_table(&mut self.chosen, &lost)?;
-        engine.copy_pairs(&self.chosen, self.dims.dim, &self.best_keys, &mut self.keys)?;
-        engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.best_values, &mut self.values)
+        self.restore(engine, &lost)
     }
 }
 

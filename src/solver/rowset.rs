@@ -154,3 +154,18 @@ impl<E: Engine> RowSet<E> {
         Ok(errors)
     }
 }
+
+/// Errors of these students on one kind of rows, for every head; `None` where there are no such rows.
+pub(crate) fn errors_on<E: Engine>(
+    rows: &mut Option<RowSet<E>>,
+    engine: &mut E,
+    keys: &E::Array,
+    values: &E::Array,
+    scale: f32,
+    heads: usize,
+) -> Result<Vec<Option<Errors>>> {
+    match rows {
+        Some(rows) => rows.judge(engine, keys, values, scale, heads),
+        None => Ok(vec![None; heads]),
+    }
+}

@@ -19,7 +19,8 @@ pub(crate) struct Track {
 }
 
 impl Track {
-    pub(crate) fn new(heads: usize, select: &[Judged]) -> Self {
+    pub(crate) fn new(select: &[Judged]) -> Self {
+        let heads = select.len();
         Self {
             best: select
                 .iter()

@@ -94,9 +94,8 @@ impl<E: Engine> ValueSolve<E> {
         let failed = self.factor(engine, heads, scalars)?;
         engine.solve(&self.table, &self.factor, &self.rhs, anchor, values)?;
         if !failed.is_empty() {
-            let dims_value = rows.value_dim();
             engine.set_table(&mut self.again, &failed)?;
-            engine.copy_pairs(&self.again, dims_value, anchor, values)?;
+            engine.copy_pairs(&self.again, rows.value_dim(), anchor, values)?;
         }
         Ok(())
     }
