@@ -1,0 +1,4 @@
+//! A real language model over a compressed cache, end to end.
+
+pub mod model;
+pub mod text;

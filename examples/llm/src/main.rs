@@ -1,0 +1,3 @@
+//! The program `kvsculpt-llm`.
+
+fn main() {}
