@@ -1,3 +1,34 @@
-//! The program `kvsculpt-llm`.
+//! The program `kvsculpt-llm`: one file a subcommand, in `commands`.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use kvsculpt_llm::commands::{capture, eval};
+
+/// A real language model over a compressed key-value cache, end to end.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Program {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Capture(capture::Arguments),
+    Eval(eval::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Program::parse().command {
+        Command::Capture(arguments) => capture::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

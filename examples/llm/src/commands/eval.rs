@@ -1,0 +1,313 @@
+//! `eval`: does the model say the same with the short cache?
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use candle_core::Device;
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use kvsculpt::cache::{Capture, Compressed, CompressedLayer, Dtype};
+use kvsculpt::machine::Machine;
+use kvsculpt::solver::Request;
+use serde::{Deserialize, Serialize};
+
+use super::arguments::{EngineArguments, MethodKind, ModelArguments, PresetKind, Variant, VariantArguments};
+use super::progress::Progress;
+use super::results::Results;
+use super::session::{Session, name};
+use crate::measure::{Distributions, Divergence};
+use crate::model::{Cache, Model, Products};
+use crate::reading::{Reading, follow};
+use crate::record::Recorder;
+
+/// Measure how far what the model says with a short cache is from what it says with the full one.
+///
+/// The model reads the beginning of each text, its cache is compressed in each way asked for, and the text that follows is read
+/// over the full and the short cache: KL(full ‖ short) of the next-token distributions, in nats. Weights are widened to single
+/// precision, so that nothing but the cache differs.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Texts (UTF-8)
+    #[arg(required = true)]
+    texts: Vec<PathBuf>,
+    /// Characters at which reading begins, in each text
+    #[arg(long, value_name = "CHARACTER,…", value_delimiter = ',', default_value = "0")]
+    offset: Vec<usize>,
+    /// Tokens that are read and compressed
+    #[arg(long, default_value_t = 2048)]
+    tokens: usize,
+    /// Tokens that follow, over which is measured
+    #[arg(long, default_value_t = 128)]
+    next: usize,
+    #[command(flatten)]
+    variants: VariantArguments,
+    /// Print JSON lines instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Also add each measurement to this file as it is finished, as a JSON line; those that are there already are not made again
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArguments,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The model's file.
+    pub model: String,
+    /// The text's file.
+    pub text: String,
+    /// Its first character.
+    pub offset: usize,
+    /// Tokens compressed.
+    pub tokens: usize,
+    /// Tokens measured over.
+    pub next: usize,
+    /// How the cache was shortened.
+    pub method: MethodKind,
+    /// Where the options came from.
+    pub preset: PresetKind,
+    /// Fraction of pairs kept.
+    pub keep: f64,
+    /// All options.
+    pub options: kvsculpt::Options,
+    /// Digest of the capture.
+    pub source: String,
+    /// What compressed.
+    pub engine: String,
+    /// Bytes of the full cache and of the short one.
+    pub bytes: [usize; 2],
+    /// Seconds of reading the text and of compressing.
+    pub seconds: [f64; 2],
+    /// Mean over heads of the merged output error on the queries of the text that follows; none where nothing is dropped.
+    pub probe_error: Option<f64>,
+    /// The divergence.
+    pub kl: Divergence,
+}
+
+/// A text the model has read: the same for every way to compress.
+struct Passage {
+    text: String,
+    offset: usize,
+    reading: Reading,
+    capture: Capture,
+    following: Vec<u32>,
+    full: Distributions,
+}
+
+impl Passage {
+    fn read(session: &Session, path: &Path, offset: usize, arguments: &Arguments, progress: &mut Progress) -> Result<Self> {
+        // One token more, so that the last one measured has a successor to be surprised by.
+        let tokens = session.tokens(path, offset, arguments.tokens + arguments.next + 1)?;
+        let (context, following) = tokens.split_at(arguments.tokens);
+        let text = name(path);
+        let reading = session.read(&format!("{text} from character {offset}"), context, progress)?;
+        let mut probe = Recorder::after_rope(&session.model);
+        let full = follow(&session.model, &reading.cache, &following[..arguments.next], &mut probe)?;
+        let capture = reading.capture(&text, &session.model, Some(&probe))?;
+        Ok(Self {
+            text,
+            offset,
+            reading,
+            capture,
+            following: following.to_vec(),
+            full,
+        })
+    }
+
+    fn measure(&self, session: &Session, machine: &mut Machine, variant: &Variant, progress: &mut Progress) -> Result<Row> {
+        progress.begin(format!("{} from character {}: {}", self.text, self.offset, label(variant.method, variant.preset, variant.keep)));
+        let started = Instant::now();
+        let (compressed, probe_error) = if variant.method == MethodKind::Full {
+            (everything(&self.capture)?, None)
+        } else {
+            let request = Request {
+                options: variant.options.clone(),
+                ..Request::default()
+            };
+            let compression = machine.compress(&self.capture, &request, progress)?;
+            let merged = compression.outcomes.iter().filter_map(|head| head.result.probe.map(|errors| errors.merged));
+            let sum: f64 = merged.sum();
+            (compression.compressed, Some(sum / compression.outcomes.len() as f64))
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        let short = self.reading.cache.compressed(&compressed, session.model.device())?;
+        let rows = self.full.rows();
+        let found = follow(&session.model, &short, &self.following[..rows], &mut ())?;
+        Ok(Row {
+            model: session.name.clone(),
+            text: self.text.clone(),
+            offset: self.offset,
+            tokens: self.reading.tokens.len(),
+            next: rows,
+            method: variant.method,
+            preset: variant.preset,
+            keep: variant.keep,
+            options: variant.options.clone(),
+            source: self.capture.digest()?,
+            engine: machine.name(),
+            bytes: [self.reading.cache.bytes(), short.bytes()],
+            seconds: [self.reading.seconds, seconds],
+            probe_error,
+            kl: Divergence::new(&self.full, &found, &self.following[1..])?,
+        })
+    }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// In words for the user.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(arguments.tokens > 0 && arguments.next > 0, "--tokens and --next must be at least 1");
+    let variants = arguments.variants.variants()?;
+    let mut results = Results::<Row>::open(arguments.output.as_deref())?;
+    let mut machine = arguments.engine.open()?;
+    let mut progress = Progress::new();
+    let session = Session::open(&arguments.model, Products::Widened, &mut progress)?;
+    let mut rows = Vec::new();
+    for path in &arguments.texts {
+        for &offset in &arguments.offset {
+            let passage = Passage::read(&session, path, offset, arguments, &mut progress)?;
+            let (source, engine) = (passage.capture.digest()?, machine.name());
+            for variant in &variants {
+                let same = |row: &Row| {
+                    row.source == source
+                        && row.engine == engine
+                        && row.method == variant.method
+                        && row.next == arguments.next
+                        && row.options == variant.options
+                        && row.model == session.name
+                };
+                let row = match results.find(same) {
+                    Some(row) => row.clone(),
+                    None => results.add(passage.measure(&session, &mut machine, variant, &mut progress)?)?.clone(),
+                };
+                if arguments.json {
+                    progress.print(&serde_json::to_string(&row)?);
+                }
+                rows.push(row);
+            }
+        }
+    }
+    progress.finish();
+    if !arguments.json {
+        println!("{}", table(&rows));
+    }
+    Ok(())
+}
+
+/// All pairs of a capture in the form of a compressed cache.
+///
+/// # Errors
+/// A capture that cannot be read.
+pub fn everything(capture: &Capture) -> Result<Compressed> {
+    let layer = |&index: &usize| -> Result<CompressedLayer> {
+        let layer = capture.layer(index)?;
+        Ok(CompressedLayer {
+            index,
+            dim: layer.dim,
+            value_dim: layer.value_dim,
+            lengths: vec![layer.tokens; layer.kv_heads],
+            key: layer.key,
+            value: layer.value,
+            bias: None,
+            dtype: Dtype::F32,
+        })
+    };
+    Ok(Compressed {
+        layers: capture.layers.iter().map(layer).collect::<Result<_>>()?,
+        metadata: capture.metadata.clone(),
+    })
+}
+
+fn label(method: MethodKind, preset: PresetKind, keep: f64) -> String {
+    use clap::ValueEnum as _;
+    let written = |value: Option<clap::builder::PossibleValue>| value.map_or_else(String::new, |value| value.get_name().to_owned());
+    format!("{} ({}) at keep {keep}", written(method.to_possible_value()), written(preset.to_possible_value()))
+}
+
+/// A line a measurement, and where there are several passages the mean over them.
+#[must_use]
+pub fn table(rows: &[Row]) -> String {
+    let mut table = Table::new();
+    table.load_preset(ASCII_MARKDOWN);
+    table.set_header([
+        "model", "text", "keep", "method", "KL", "median", "worst 5", "top-1", "perplexity", "(full)", "probe error", "seconds",
+    ]);
+    for column in table.column_iter_mut().filter(|column| !matches!(column.index(), 0 | 1 | 3)) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for row in rows {
+        let kl = &row.kl;
+        table.add_row([
+            row.model.clone(),
+            format!("{} @{}", row.text, row.offset),
+            format!("{}", row.keep),
+            way(row),
+            number(kl.mean),
+            number(kl.median),
+            format!("{:.0} %", 100.0 * kl.worst_share),
+            format!("{:.1} %", 100.0 * kl.top1),
+            format!("{:.3}", kl.perplexity_short),
+            format!("{:.3}", kl.perplexity_full),
+            row.probe_error.map_or_else(|| "–".to_owned(), number),
+            format!("{:.1}", row.seconds[1]),
+        ]);
+    }
+    format!("{table}\n{}", means(rows))
+}
+
+/// Mean KL over passages, for each model, keep and method; nothing where there is one passage only.
+fn means(rows: &[Row]) -> String {
+    let mut ways: Vec<(&str, String, f64, Vec<&Row>)> = Vec::new();
+    for row in rows {
+        let (model, way) = (row.model.as_str(), way(row));
+        match ways.iter_mut().find(|known| known.0 == model && known.1 == way && known.2 == row.keep) {
+            Some(known) => known.3.push(row),
+            None => ways.push((model, way, row.keep, vec![row])),
+        }
+    }
+    if ways.iter().all(|(.., rows)| rows.len() < 2) {
+        return String::new();
+    }
+    let mut table = Table::new();
+    table.load_preset(ASCII_MARKDOWN);
+    table.set_header(["model", "keep", "method", "passages", "mean KL", "mean top-1", "mean seconds"]);
+    for (model, way, keep, rows) in ways {
+        let mean = |of: fn(&Row) -> f64| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len() as f64;
+        table.add_row([
+            model.to_owned(),
+            keep.to_string(),
+            way,
+            rows.len().to_string(),
+            number(mean(|row| row.kl.mean)),
+            format!("{:.1} %", 100.0 * mean(|row| row.kl.top1)),
+            format!("{:.1}", mean(|row| row.seconds[1])),
+        ]);
+    }
+    format!("\n{table}\n")
+}
+
+fn way(row: &Row) -> String {
+    let method = match row.method {
+        MethodKind::Full => return "full, through the compressed path".to_owned(),
+        MethodKind::Random => "random",
+        MethodKind::Select => "select",
+        MethodKind::SelectFit => "select-fit",
+        MethodKind::Kvsculpt => "kvsculpt",
+    };
+    match row.preset {
+        PresetKind::Default => method.to_owned(),
+        PresetKind::Published => format!("{method}, published"),
+    }
+}
+
+/// Three digits that count.
+fn number(value: f64) -> String {
+    if value.abs() >= 1e-4 { format!("{value:.4}") } else { format!("{value:.1e}") }
+}

@@ -1,0 +1,74 @@
+//! A model and the texts it reads.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::arguments::ModelArguments;
+use super::progress::Progress;
+use crate::model::{Model, Products};
+use crate::reading::Reading;
+use crate::text::Tokenizer;
+
+/// An open model.
+#[derive(Debug)]
+pub struct Session {
+    /// The model.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its file's name.
+    pub name: String,
+}
+
+impl Session {
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// A model that cannot be found, read or run.
+    pub fn open(arguments: &ModelArguments, products: Products, progress: &mut Progress) -> Result<Self> {
+        progress.begin(format!("opening {}", arguments.model));
+        let path = PathBuf::from(&arguments.model);
+        let (content, model) = Model::open(&path, &arguments.model_device.open()?, products)?;
+        let tokenizer = Tokenizer::from_gguf(&content).with_context(|| path.display().to_string())?;
+        Ok(Self {
+            model,
+            tokenizer,
+            name: name(&path),
+        })
+    }
+
+    /// The first `count` tokens of a text from a character on.
+    ///
+    /// # Errors
+    /// A text that cannot be read or has fewer.
+    pub fn tokens(&self, path: &Path, offset: usize, count: usize) -> Result<Vec<u32>> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let start = text.char_indices().map(|(byte, _)| byte).nth(offset).unwrap_or(text.len());
+        let mut tokens: Vec<u32> = self.tokenizer.beginning().into_iter().collect();
+        tokens.extend(self.tokenizer.encode(&text[start..])?);
+        ensure!(
+            tokens.len() >= count,
+            "{} has {} tokens from character {offset} on, and {count} are needed; give a longer text, a smaller --offset or fewer --tokens",
+            path.display(),
+            tokens.len()
+        );
+        tokens.truncate(count);
+        Ok(tokens)
+    }
+
+    /// Reads tokens, showing how far it is.
+    ///
+    /// # Errors
+    /// As [`Reading::new`].
+    pub fn read(&self, what: &str, tokens: &[u32], progress: &mut Progress) -> Result<Reading> {
+        progress.begin(format!("{}: reading {} tokens of {what}", self.name, tokens.len()));
+        Reading::new(&self.model, tokens, &mut |read| progress.at(read, tokens.len()))
+    }
+}
+
+/// A file's name without folder and ending.
+#[must_use]
+pub fn name(path: &Path) -> String {
+    path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
