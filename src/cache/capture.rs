@@ -1,18 +1,20 @@
-//! Captures: a cache and its queries, as read from a file (format `kv-capture`).
+//! Captures: a cache and its queries, as a file holds them (format `kv-capture`).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::container::{Container, cut, shown};
 use super::layout::{LayerShape, TENSORS, layer_numbers, layer_shape, name};
+use super::output::{Entry, Output};
 use super::{Dtype, Pairing, Rope};
 use crate::error::{Error, Result};
 
 /// An open capture: its header is read and checked, its layers are read one at a time.
 #[derive(Debug)]
 pub struct Capture {
-    /// The file.
+    /// The file, or the name that stands for it.
     pub path: PathBuf,
     /// Layers present, ascending; parts of a model are fine.
     pub layers: Vec<usize>,
@@ -26,8 +28,9 @@ pub struct Capture {
     pub rope: Rope,
     /// All the file's metadata.
     pub metadata: BTreeMap<String, String>,
-    shapes: BTreeMap<usize, LayerShape>,
+    pub(super) shapes: BTreeMap<usize, LayerShape>,
     container: Container,
+    digest: OnceLock<String>,
 }
 
 /// Query rows of all query heads of a layer.
@@ -54,7 +57,8 @@ pub struct Layer {
     pub dim: usize,
     /// Channels of a value.
     pub value_dim: usize,
-    /// How keys and values were stored in the file; F32, which holds either, where they differ.
+    /// How keys and values were stored in the file; F32, which holds either, where they differ. A compressed cache is stored
+    /// the same unless told otherwise.
     pub dtype: Dtype,
     /// `[kv_heads, tokens, dim]`, after RoPE.
     pub key: Vec<f32>,
@@ -85,7 +89,7 @@ impl Capture {
         Self::new(Container::from_bytes(name.into(), bytes.into())?)
     }
 
-    fn new(container: Container) -> Result<Self> {
+    pub(super) fn new(container: Container) -> Result<Self> {
         container.check_format(
             "kv-capture",
             ("kv-compressed", "is a compressed cache already; give the capture it was made from"),
@@ -121,6 +125,7 @@ impl Capture {
             metadata: container.metadata.clone(),
             shapes,
             container,
+            digest: OnceLock::new(),
         })
     }
 
@@ -176,24 +181,72 @@ impl Capture {
     }
 
     fn read(&self, index: usize, kind: &str, rows: usize, channels: usize) -> Result<Vec<f32>> {
-        let row = if matches!(kind, "reference_query" | "probe_query") {
-            "row"
-        } else {
-            "token"
-        };
-        self.container.floats(&name(index, kind), |element| {
-            let (head, within) = (element / (rows * channels), element % (rows * channels));
-            format!("head {head}, {row} {}, channel {}", within / channels, within % channels)
+        self.container
+            .floats(&name(index, kind), |element| place(kind, rows, channels, element))
+    }
+
+    /// Writes the capture as a file, whole or not at all: the same bytes for the same contents and dtype, which is that of
+    /// all its tensors; returns their number. One tensor at a time is widened in memory.
+    ///
+    /// # Errors
+    /// [`Error::File`]: not writable, disk full, or a number too large for the dtype; else as [`layer`](Self::layer).
+    pub fn write(&self, path: &Path, dtype: Dtype) -> Result<u64> {
+        let entries: Vec<Entry> = self
+            .arrays()
+            .map(|(index, kind, shape)| {
+                let bytes = shape.iter().product::<usize>() * dtype.bytes();
+                (name(index, kind), dtype.name(), shape.to_vec(), bytes)
+            })
+            .collect();
+        let mut output = Output::create(path)?;
+        output.header(&self.metadata, &entries)?;
+        for (index, kind, [_, rows, channels]) in self.arrays() {
+            let data = self.read(index, kind, rows, channels)?;
+            output.floats(&name(index, kind), &data, dtype, |element| place(kind, rows, channels, element))?;
+        }
+        output.finish()
+    }
+
+    /// Layer, kind and shape of every array, in the order they are written in.
+    fn arrays(&self) -> impl Iterator<Item = (usize, &'static str, [usize; 3])> {
+        self.shapes.iter().flat_map(|(&index, shape)| {
+            let pairs = |kind, channels| Some((index, kind, [shape.kv_heads, self.tokens, channels]));
+            let queries = |kind, rows: Option<usize>| rows.map(|rows| (index, kind, [shape.query_heads, rows, shape.dim]));
+            [
+                pairs("key", shape.dim),
+                pairs("value", shape.value_dim),
+                queries("query", shape.query.then_some(self.tokens)),
+                queries("reference_query", shape.reference_rows),
+                queries("probe_query", shape.probe_rows),
+            ]
+            .into_iter()
+            .flatten()
         })
     }
 
-    /// SHA-256 of the whole file, in hexadecimal.
+    /// SHA-256 of the whole file, in hexadecimal, computed once; of a capture made [from
+    /// layers](Self::from_layers): that of the file that [`write`](Self::write) makes of it in F32.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn digest(&self) -> Result<String> {
-        self.container.digest()
+        if let Some(digest) = self.digest.get() {
+            return Ok(digest.clone());
+        }
+        let digest = self.container.digest()?;
+        Ok(self.digest.get_or_init(|| digest).clone())
     }
+}
+
+/// An element of an array in words.
+fn place(kind: &str, rows: usize, channels: usize, element: usize) -> String {
+    let row = if matches!(kind, "reference_query" | "probe_query") {
+        "row"
+    } else {
+        "token"
+    };
+    let (head, within) = (element / (rows * channels), element % (rows * channels));
+    format!("head {head}, {row} {}, channel {}", within / channels, within % channels)
 }
 
 /// A whole number of the metadata, small enough for the 32-bit counts of the engines.
@@ -268,7 +321,7 @@ fn check_rope(container: &Container, rope: &Rope, index: usize, shape: &LayerSha
     }
     match &rope.unsupported {
         Some(what) if shape.reference_rows.is_none() => Err(container.error(format!(
-            "has {what}, so the queries of layer {index} cannot be rotated here (default, linear and llama3 scaling are known); a tensor `{}` [query_heads, rows, {}] with training queries after RoPE would do instead",
+            "has {what}, so the queries of layer {index} cannot be rotated here (default, linear, llama3 and factors are the known kinds of scaling); a tensor `{}` [query_heads, rows, {}] with training queries after RoPE would do instead",
             name(index, "reference_query"),
             shape.dim
         ))),

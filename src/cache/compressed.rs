@@ -4,16 +4,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
-
 use super::Dtype;
 use super::container::Container;
 use super::layout::{layer_numbers, name};
-use super::output::{Output, check_writable};
+use super::output::{Entry, Output, check_writable};
 use crate::error::{Error, Result};
-
-/// Elements converted at once while writing.
-const CHUNK: usize = 1 << 16;
 
 /// A layer's tensors in a compressed cache.
 const TENSORS: [&str; 4] = ["lengths", "bias", "key", "value"];
@@ -37,6 +32,19 @@ pub struct CompressedLayer {
     pub bias: Option<Vec<f32>>,
     /// How keys and values are, or are to be, stored.
     pub dtype: Dtype,
+}
+
+/// One KV head's stored pairs: sinks, free pairs, tail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CompressedHead<'a> {
+    /// Stored pairs.
+    pub length: usize,
+    /// `[length, dim]`.
+    pub key: &'a [f32],
+    /// `[length, value_dim]`.
+    pub value: &'a [f32],
+    /// `[length]`, added to the scaled logits, where the method gives one.
+    pub bias: Option<&'a [f32]>,
 }
 
 /// A compressed cache.
@@ -77,19 +85,19 @@ impl Compressed {
                 output.bytes(&length.to_le_bytes())?;
             }
             if let Some(bias) = &layer.bias {
-                layer.write(&mut output, path, "bias", bias, 1, Dtype::F32)?;
+                layer.write(&mut output, "bias", bias, 1, Dtype::F32)?;
             }
         }
         for layer in &self.layers {
-            layer.write(&mut output, path, "key", &layer.key, layer.dim, layer.dtype)?;
-            layer.write(&mut output, path, "value", &layer.value, layer.value_dim, layer.dtype)?;
+            layer.write(&mut output, "key", &layer.key, layer.dim, layer.dtype)?;
+            layer.write(&mut output, "value", &layer.value, layer.value_dim, layer.dtype)?;
         }
         output.finish()
     }
 
     /// Name, dtype, shape and bytes of every tensor in the file's order: what has four bytes an element first, so
     /// that everything is aligned.
-    fn entries(&self) -> Vec<(String, &'static str, Vec<usize>, usize)> {
+    fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
         for layer in &self.layers {
             let heads = layer.lengths.len();
@@ -155,6 +163,24 @@ impl Compressed {
 }
 
 impl CompressedLayer {
+    /// The layer's KV heads in their order, each with its own part of the arrays.
+    ///
+    /// # Panics
+    /// While it goes on, where an array is shorter than [`lengths`](Self::lengths) and channels say; no layer is that was
+    /// read from a file or made by [`compress`](crate::solver::compress).
+    pub fn heads(&self) -> impl Iterator<Item = CompressedHead<'_>> {
+        self.lengths.iter().scan(0, |first, &length| {
+            let start = std::mem::replace(first, *first + length);
+            let part = |channels: usize| start * channels..(start + length) * channels;
+            Some(CompressedHead {
+                length,
+                key: &self.key[part(self.dim)],
+                value: &self.value[part(self.value_dim)],
+                bias: self.bias.as_ref().map(|bias| &bias[part(1)]),
+            })
+        })
+    }
+
     fn name(&self, kind: &str) -> String {
         name(self.index, kind)
     }
@@ -185,52 +211,10 @@ impl CompressedLayer {
         Ok(())
     }
 
-    /// Rounds to the nearest, ties to even, and streams to the file.
-    fn write(&self, output: &mut Output<'_>, path: &Path, kind: &str, data: &[f32], channels: usize, dtype: Dtype) -> Result<()> {
-        let mut bytes = Vec::with_capacity(CHUNK.min(data.len()) * dtype.bytes());
-        for (at, chunk) in data.chunks(CHUNK).enumerate() {
-            bytes.clear();
-            for (offset, &value) in chunk.iter().enumerate() {
-                let fits = match dtype {
-                    Dtype::F32 => {
-                        bytes.extend(value.to_le_bytes());
-                        value.is_finite()
-                    }
-                    Dtype::F16 => {
-                        let stored = f16::from_f32(value);
-                        bytes.extend(stored.to_le_bytes());
-                        stored.is_finite()
-                    }
-                    Dtype::Bf16 => {
-                        let stored = bf16::from_f32(value);
-                        bytes.extend(stored.to_le_bytes());
-                        stored.is_finite()
-                    }
-                };
-                if !fits {
-                    let place = self.place((at * CHUNK + offset) / channels, (at * CHUNK + offset) % channels);
-                    return Err(Error::file(path, self.unfit(kind, value, &place, dtype)));
-                }
-            }
-            output.bytes(&bytes)?;
-        }
-        Ok(())
-    }
-
-    fn unfit(&self, kind: &str, value: f32, place: &str, dtype: Dtype) -> String {
-        let name = self.name(kind);
-        if !value.is_finite() {
-            return format!("tensor `{name}` is not finite at {place} ({value}); nothing was written");
-        }
-        let wider = if dtype == Dtype::F16 {
-            "--dtype bf16 or --dtype f32"
-        } else {
-            "--dtype f32"
-        };
-        format!(
-            "tensor `{name}` holds {value:e} at {place}, too large for {}; use {wider} (nothing was written)",
-            dtype.name()
-        )
+    fn write(&self, output: &mut Output<'_>, kind: &str, data: &[f32], channels: usize, dtype: Dtype) -> Result<()> {
+        output.floats(&self.name(kind), data, dtype, |element| {
+            self.place(element / channels, element % channels)
+        })
     }
 
     /// A row of the ragged arrays in words.

@@ -13,6 +13,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use sha2::{Digest, Sha256};
 
 use super::Dtype;
+use super::output::header;
 use super::source::Source;
 use crate::error::{Error, Result};
 
@@ -75,6 +76,23 @@ impl Container {
     /// The same for bytes in memory; `path` is only a name for error messages.
     pub(super) fn from_bytes(path: PathBuf, bytes: Cow<'static, [u8]>) -> Result<Self> {
         Self::new(Source::from_bytes(path, bytes))
+    }
+
+    /// The container that a file of these tensors of f32 would be, held to the same checks.
+    ///
+    /// A tensor's elements must be as many as its shape says.
+    pub(super) fn from_arrays(
+        path: PathBuf,
+        metadata: &BTreeMap<String, String>,
+        tensors: Vec<(String, [usize; 3], Vec<f32>)>,
+    ) -> Result<Self> {
+        let entries: Vec<_> = tensors
+            .iter()
+            .map(|(name, shape, data)| (name.clone(), Dtype::F32.name(), shape.to_vec(), 4 * data.len()))
+            .collect();
+        let header = header(&path, metadata, &entries)?;
+        let arrays = tensors.into_iter().map(|(_, _, data)| data).collect();
+        Self::new(Source::from_arrays(path, header, arrays))
     }
 
     fn new(source: Source) -> Result<Self> {

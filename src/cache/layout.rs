@@ -20,7 +20,7 @@ pub struct LayerShape {
     pub dim: usize,
     /// Channels of a value.
     pub value_dim: usize,
-    /// How keys and values are stored; F32, which holds either, where they differ.
+    /// How keys and values are, or are to be, stored; F32, which holds either, where they differ.
     pub dtype: Dtype,
     /// Whether the context's queries are there.
     pub query: bool,

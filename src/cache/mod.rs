@@ -1,19 +1,22 @@
 //! What comes in and what goes out: captures, compressed caches.
 //!
 //! Both are safetensors files. Reading distrusts them: sizes are checked before anything is allocated, and every
-//! refusal names the file, the tensor and what to do.
+//! refusal names the file, the tensor and what to do. A capture can be [made in memory](Capture::from_layers) too, and is
+//! then held to the same checks.
 
 mod capture;
 mod compressed;
 mod container;
 mod layout;
+mod memory;
 mod output;
 mod rope;
 mod source;
 
 pub use capture::{Capture, Layer, Queries};
-pub use compressed::{Compressed, CompressedLayer};
+pub use compressed::{Compressed, CompressedHead, CompressedLayer};
 pub use layout::LayerShape;
+pub use memory::Context;
 pub use rope::{Pairing, Rope};
 
 use serde::{Deserialize, Serialize};

@@ -7,9 +7,40 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::Path;
 
+use half::{bf16, f16};
 use tempfile::NamedTempFile;
 
+use super::Dtype;
 use crate::error::{Error, Result};
+
+/// Elements converted at once while writing.
+const CHUNK: usize = 1 << 16;
+
+/// A tensor of the header to be: name, dtype, shape and bytes.
+pub(super) type Entry = (String, &'static str, Vec<usize>, usize);
+
+/// Length, metadata in their order, tensors in theirs; blanks up to a multiple of 8 bytes, so that the data are aligned.
+pub(super) fn header(path: &Path, metadata: &BTreeMap<String, String>, tensors: &[Entry]) -> Result<Vec<u8>> {
+    let texts = serde_json::to_string(metadata).map_err(|error| Error::file(path, format!("its metadata cannot be written: {error}")))?;
+    let mut header = format!("{{\"__metadata__\":{texts}");
+    let mut begin = 0;
+    for (name, dtype, shape, bytes) in tensors {
+        let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+        let end = begin + bytes;
+        header.push_str(&format!(
+            ",\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":[{}],\"data_offsets\":[{begin},{end}]}}",
+            shape.join(",")
+        ));
+        begin = end;
+    }
+    header.push('}');
+    while header.len() % 8 != 0 {
+        header.push(' ');
+    }
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.into_bytes());
+    Ok(bytes)
+}
 
 /// A temporary file beside its destination; dropped before [`finish`](Self::finish), it leaves nothing behind.
 pub(super) struct Output<'a> {
@@ -27,27 +58,42 @@ impl<'a> Output<'a> {
         })
     }
 
-    /// Length, metadata in their order, tensors in theirs; blanks up to a multiple of 8 bytes, so that the data are aligned.
-    pub(super) fn header(&mut self, metadata: &BTreeMap<String, String>, tensors: &[(String, &str, Vec<usize>, usize)]) -> Result<()> {
-        let texts =
-            serde_json::to_string(metadata).map_err(|error| Error::file(self.path, format!("its metadata cannot be written: {error}")))?;
-        let mut header = format!("{{\"__metadata__\":{texts}");
-        let mut begin = 0;
-        for (name, dtype, shape, bytes) in tensors {
-            let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
-            let end = begin + bytes;
-            header.push_str(&format!(
-                ",\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":[{}],\"data_offsets\":[{begin},{end}]}}",
-                shape.join(",")
-            ));
-            begin = end;
+    pub(super) fn header(&mut self, metadata: &BTreeMap<String, String>, tensors: &[Entry]) -> Result<()> {
+        self.bytes(&header(self.path, metadata, tensors)?)
+    }
+
+    /// Rounds a tensor to the nearest, ties to even, and streams it to the file; `place` puts an element's index into words.
+    ///
+    /// # Errors
+    /// [`Error::File`] as for [`bytes`](Self::bytes), and where a number is not finite once rounded.
+    pub(super) fn floats(&mut self, tensor: &str, data: &[f32], dtype: Dtype, place: impl Fn(usize) -> String) -> Result<()> {
+        let mut bytes = Vec::with_capacity(CHUNK.min(data.len()) * dtype.bytes());
+        for (at, chunk) in data.chunks(CHUNK).enumerate() {
+            bytes.clear();
+            for (offset, &value) in chunk.iter().enumerate() {
+                let fits = match dtype {
+                    Dtype::F32 => {
+                        bytes.extend(value.to_le_bytes());
+                        value.is_finite()
+                    }
+                    Dtype::F16 => {
+                        let stored = f16::from_f32(value);
+                        bytes.extend(stored.to_le_bytes());
+                        stored.is_finite()
+                    }
+                    Dtype::Bf16 => {
+                        let stored = bf16::from_f32(value);
+                        bytes.extend(stored.to_le_bytes());
+                        stored.is_finite()
+                    }
+                };
+                if !fits {
+                    return Err(Error::file(self.path, unfit(tensor, value, &place(at * CHUNK + offset), dtype)));
+                }
+            }
+            self.bytes(&bytes)?;
         }
-        header.push('}');
-        while header.len() % 8 != 0 {
-            header.push(' ');
-        }
-        self.bytes(&(header.len() as u64).to_le_bytes())?;
-        self.bytes(header.as_bytes())
+        Ok(())
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
@@ -63,6 +109,21 @@ impl<'a> Output<'a> {
         file.persist(self.path).map_err(|error| unwritable(self.path, &error.error))?;
         Ok(self.written)
     }
+}
+
+fn unfit(tensor: &str, value: f32, place: &str, dtype: Dtype) -> String {
+    if !value.is_finite() {
+        return format!("tensor `{tensor}` is not finite at {place} ({value}); nothing was written");
+    }
+    let wider = if dtype == Dtype::F16 {
+        "--dtype bf16 or --dtype f32"
+    } else {
+        "--dtype f32"
+    };
+    format!(
+        "tensor `{tensor}` holds {value:e} at {place}, too large for {}; use {wider} (nothing was written)",
+        dtype.name()
+    )
 }
 
 /// Fails as [`Output::create`] would, and leaves nothing behind.

@@ -31,13 +31,15 @@ pub struct Rope {
 
 impl Rope {
     /// `θ^(−2i / dim)` for i in 0..dim/2, then the scaling, a JSON object as in a model's configuration
-    /// (`rope_type` or `type`: `default`, `linear`, `llama3`).
+    /// (`rope_type` or `type`: `default`, `linear`, `llama3`), or
+    /// `{"rope_type": "factors", "factors": […]}`: dim/2 numbers by which the frequencies are divided, as the tensor
+    /// `rope_freqs.weight` of GGUF files gives them.
     ///
     /// A scaling of another kind is not an error yet: see [`unsupported`](Self::unsupported).
     ///
     /// # Errors
     /// [`Error::Shape`] where `theta` is not positive and finite, `dim` is zero or odd, or a known scaling lacks
-    /// a number.
+    /// a number or has one that is not positive.
     pub fn new(theta: f64, dim: usize, pairing: Pairing, scaling: Option<&str>) -> Result<Self> {
         Self::build(theta, dim, pairing, scaling).map_err(|reason| Error::shape("rope", reason))
     }
@@ -90,6 +92,7 @@ impl Rope {
                 }
             }
             "llama3" => self.scale_by_wavelength(object)?,
+            "factors" => self.scale_one_by_one(object)?,
             other => self.unsupported = Some(format!("rope_scaling of type `{}`", super::container::shown(other))),
         }
         Ok(())
@@ -111,6 +114,34 @@ impl Rope {
             let turns = context * *frequency / TAU;
             let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
             *frequency *= kept + (1.0 - kept) / factor;
+        }
+        Ok(())
+    }
+
+    /// Each frequency divided by its own factor.
+    fn scale_one_by_one(&mut self, object: &Map<String, Value>) -> Result<(), String> {
+        let pairs = self.frequencies.len();
+        let Some(Value::Array(factors)) = object.get("factors") else {
+            return Err(format!(
+                "rope_scaling lacks the list `factors`; write {pairs} numbers, one for each two channels"
+            ));
+        };
+        if factors.len() != pairs {
+            return Err(format!(
+                "rope_scaling has {} `factors`; write {pairs}, one for each two of the {} channels that rotate",
+                factors.len(),
+                2 * pairs
+            ));
+        }
+        for (i, (frequency, factor)) in self.frequencies.iter_mut().zip(factors).enumerate() {
+            match factor.as_f64() {
+                Some(factor) if factor.is_finite() && factor > 0.0 => *frequency /= factor,
+                _ => {
+                    return Err(format!(
+                        "rope_scaling has {factor} as number {i} of `factors`; it must be a positive number"
+                    ));
+                }
+            }
         }
         Ok(())
     }

@@ -24,6 +24,11 @@ enum Place {
     /// One handle for the source's whole life, so that a file put in its stead meanwhile is not mixed in.
     File(Mutex<File>),
     Memory(Cow<'static, [u8]>),
+    /// What a file would hold, never put together: a header, and arrays of f32 one after the other.
+    Arrays {
+        header: Vec<u8>,
+        arrays: Vec<Vec<f32>>,
+    },
 }
 
 impl Source {
@@ -54,6 +59,15 @@ impl Source {
         }
     }
 
+    pub(super) fn from_arrays(path: PathBuf, header: Vec<u8>, arrays: Vec<Vec<f32>>) -> Self {
+        let elements: u64 = arrays.iter().map(|array| array.len() as u64).sum();
+        Self {
+            path,
+            length: header.len() as u64 + 4 * elements,
+            place: Place::Arrays { header, arrays },
+        }
+    }
+
     /// Fills `bytes` from a place in the file.
     pub(super) fn read_at(&self, start: u64, bytes: &mut [u8]) -> Result<()> {
         match &self.place {
@@ -72,6 +86,10 @@ impl Source {
                 bytes.copy_from_slice(part);
                 Ok(())
             }
+            Place::Arrays { header, arrays } => usize::try_from(start)
+                .ok()
+                .and_then(|start| encode(header, arrays, start, bytes))
+                .ok_or_else(|| self.error(start, &ErrorKind::UnexpectedEof.into())),
         }
     }
 
@@ -99,6 +117,31 @@ impl Source {
             },
         )
     }
+}
+
+/// Fills `bytes` with what a file of a header and arrays holds from `at` on; `None` where it ends before they are full.
+fn encode(header: &[u8], arrays: &[Vec<f32>], mut at: usize, mut bytes: &mut [u8]) -> Option<()> {
+    if at < header.len() {
+        let (now, later) = bytes.split_at_mut(bytes.len().min(header.len() - at));
+        now.copy_from_slice(&header[at..at + now.len()]);
+        (at, bytes) = (header.len(), later);
+    }
+    at -= header.len();
+    for array in arrays {
+        let length = 4 * array.len();
+        if at < length {
+            let (now, later) = bytes.split_at_mut(bytes.len().min(length - at));
+            for (byte, place) in now.iter_mut().zip(at..) {
+                *byte = array[place / 4].to_le_bytes()[place % 4];
+            }
+            (at, bytes) = (length, later);
+        }
+        if bytes.is_empty() {
+            break;
+        }
+        at -= length;
+    }
+    bytes.is_empty().then_some(())
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {
