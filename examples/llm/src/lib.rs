@@ -10,4 +10,6 @@ pub mod measure;
 pub mod model;
 pub mod reading;
 pub mod record;
+pub mod source;
 pub mod text;
+pub mod machine;

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use candle_core::Device;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use kvsculpt::cache::{Capture, Compressed, CompressedLayer, Dtype};
-use kvsculpt::machine::Machine;
+use crate::machine::Machine;
 use kvsculpt::solver::Request;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +16,7 @@ use super::progress::Progress;
 use super::results::Results;
 use super::session::{Session, name};
 use crate::measure::{Distributions, Divergence};
-use crate::model::{Cache, Model, Products};
+use crate::model::Products;
 use crate::reading::{Reading, follow};
 use crate::record::Recorder;
 
@@ -235,11 +234,11 @@ fn label(method: MethodKind, preset: PresetKind, keep: f64) -> String {
 #[must_use]
 pub fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(ASCII_MARKDOWN);
+    table.load_style(ASCII_MARKDOWN);
     table.set_header([
         "model", "text", "keep", "method", "KL", "median", "worst 5", "top-1", "perplexity", "(full)", "probe error", "seconds",
     ]);
-    for column in table.column_iter_mut().filter(|column| !matches!(column.index(), 0 | 1 | 3)) {
+    for column in table.column_iter_mut().filter(|column| !matches!(column.index, 0 | 1 | 3)) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     for row in rows {
@@ -276,7 +275,7 @@ fn means(rows: &[Row]) -> String {
         return String::new();
     }
     let mut table = Table::new();
-    table.load_preset(ASCII_MARKDOWN);
+    table.load_style(ASCII_MARKDOWN);
     table.set_header(["model", "keep", "method", "passages", "mean KL", "mean top-1", "mean seconds"]);
     for (model, way, keep, rows) in ways {
         let mean = |of: fn(&Row) -> f64| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len() as f64;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Tokens whose share of the whole divergence is reported.
 const WORST: usize = 5;
@@ -93,7 +93,7 @@ impl Distributions {
 }
 
 /// KL(full ‖ short) over a run of tokens, in nats.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Divergence {
     /// Mean over tokens: the figure that counts.
     pub mean: f64,
@@ -148,7 +148,8 @@ mod tests {
     use candle_core::Device;
 
     fn distributions(rows: &[[f32; 3]]) -> Distributions {
-        Distributions::new(&Tensor::new(rows, &Device::Cpu).unwrap()).unwrap()
+        let logits = rows.concat();
+        Distributions::new(&Tensor::from_vec(logits, (rows.len(), 3), &Device::Cpu).unwrap()).unwrap()
     }
 
     #[test]
