@@ -1,9 +1,8 @@
 //! The subcommands, one file each, and what they share.
 
+pub mod arguments;
 pub mod capture;
 pub mod eval;
-
-mod arguments;
-mod progress;
-mod results;
-mod session;
+pub mod progress;
+pub mod results;
+pub mod session;
