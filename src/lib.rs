@@ -23,7 +23,7 @@
 //!
 //! The method is written once, in [`solver`], against the trait [`engine::Engine`]. Two engines implement it:
 //! [`kernels::GpuEngine`], handwritten WGSL on Vulkan, Metal or DX12, and [`cpu::CpuEngine`] (feature `cpu`) for machines
-//! without a GPU. Both are held to [`mod@reference`], plain f64 loops.
+//! without a GPU; [`machine`] chooses between them. Both are held to [`mod@reference`], plain f64 loops.
 //!
 //! # Example
 //!
@@ -53,6 +53,7 @@ pub mod engine;
 mod error;
 pub mod gpu;
 pub mod kernels;
+pub mod machine;
 pub mod options;
 pub mod reference;
 pub mod solver;

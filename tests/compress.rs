@@ -8,6 +8,7 @@ use kvsculpt::cache::{Capture, Compressed, Dtype};
 use kvsculpt::engine::Engine;
 use kvsculpt::gpu::{Gpu, Selection};
 use kvsculpt::kernels::GpuEngine;
+use kvsculpt::machine::{Preference, choose};
 use kvsculpt::options::{Method, Options, Tail};
 use kvsculpt::solver::{Compression, Observer, Outcome, Request, compress};
 
@@ -201,6 +202,11 @@ mod cpu {
     }
 
     #[test]
+    fn the_machine_that_is_the_cpu_gives_what_its_engine_gives() {
+        machine_is_its_engine(Preference::Cpu, "cpu", &mut CpuEngine::new());
+    }
+
+    #[test]
     fn an_observer_follows_and_may_stop() {
         struct Watch(Vec<f64>);
         impl Observer for Watch {
@@ -256,4 +262,20 @@ fn one_head_at_a_time<E: Engine>(engine: &mut E, steps: u32) {
 #[test]
 fn on_the_gpu_one_head_at_a_time_gives_the_bytes_of_all_at_once() {
     one_head_at_a_time(&mut gpu(), 2);
+}
+
+/// What is chosen while the program runs against the engine itself.
+fn machine_is_its_engine<E: Engine>(preference: Preference, kind: &str, engine: &mut E) {
+    let choice = choose(preference, &Selection::default()).unwrap();
+    assert_eq!(choice.notice, None, "as asked");
+    let mut machine = choice.open().unwrap();
+    assert_eq!((machine.kind(), machine.name()), (kind, engine.name()));
+    let request = request(|options| options.method = Method::SelectFit);
+    let short = machine.compress(&capture(), &request, &mut ()).unwrap();
+    assert_eq!(bytes(&short), bytes(&run(engine, &request)));
+}
+
+#[test]
+fn the_machine_that_is_a_gpu_gives_what_its_engine_gives() {
+    machine_is_its_engine(Preference::Gpu, "gpu", &mut gpu());
 }

@@ -66,6 +66,21 @@ fn what_is_written_is_read() {
     assert_eq!(Compressed::from_bytes("memory", written).expect("read"), cache);
 }
 
+#[test]
+fn heads_are_parts_of_their_layer() {
+    for bias in [true, false] {
+        let layer = layer(2, Dtype::F32, bias);
+        let heads: Vec<_> = layer.heads().collect();
+        assert_eq!(heads.iter().map(|head| head.length).collect::<Vec<_>>(), [3, 1, 5]);
+        assert_eq!(heads[1].key, &layer.key[36..48]);
+        assert_eq!(heads[1].value, &layer.value[12..16]);
+        assert_eq!(heads.iter().flat_map(|head| head.key).copied().collect::<Vec<_>>(), layer.key);
+        assert_eq!(heads.iter().flat_map(|head| head.value).copied().collect::<Vec<_>>(), layer.value);
+        let biases: Option<Vec<_>> = heads.iter().map(|head| head.bias).collect();
+        assert_eq!(biases.map(|biases| biases.concat()), layer.bias);
+    }
+}
+
 /// Against the format's usual reader, and aligned for those that map the file.
 #[test]
 fn the_usual_reader_reads_it() {

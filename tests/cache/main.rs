@@ -7,4 +7,5 @@ mod capture;
 mod compressed;
 mod draft;
 mod hostile;
+mod memory;
 mod rope;

@@ -77,6 +77,34 @@ fn llama3_scaling() {
     }
 }
 
+/// As GGUF files give a model's own slowing of each frequency.
+#[test]
+fn factors_divide_one_by_one() {
+    let plain = Rope::new(10_000.0, 6, Pairing::Half, None).expect("a rope");
+    let scaling = r#"{"rope_type":"factors","factors":[1,2.5,32.0]}"#;
+    let rope = Rope::new(10_000.0, 6, Pairing::Half, Some(scaling)).expect("a rope");
+    assert!(rope.unsupported.is_none());
+    for (i, factor) in [1.0, 2.5, 32.0].into_iter().enumerate() {
+        assert_eq!(rope.frequencies[i], plain.frequencies[i] / factor);
+    }
+    // Llama 3's scaling told factor by factor is the same scaling.
+    let scaling =
+        r#"{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8192}"#;
+    let plain = Rope::new(500_000.0, 128, Pairing::Half, None).expect("a rope");
+    let known = Rope::new(500_000.0, 128, Pairing::Half, Some(scaling)).expect("a rope");
+    let factors: Vec<f64> = plain
+        .frequencies
+        .iter()
+        .zip(&known.frequencies)
+        .map(|(plain, known)| plain / known)
+        .collect();
+    let scaling = serde_json::json!({"rope_type": "factors", "factors": factors}).to_string();
+    let told = Rope::new(500_000.0, 128, Pairing::Half, Some(&scaling)).expect("a rope");
+    for (found, expected) in told.frequencies.iter().zip(&known.frequencies) {
+        assert!((found - expected).abs() < 1e-14 * expected, "{found} instead of {expected}");
+    }
+}
+
 #[test]
 fn an_unknown_scaling_never_gives_a_number() {
     for scaling in [
@@ -94,7 +122,7 @@ fn an_unknown_scaling_never_gives_a_number() {
 
 #[test]
 fn refused() {
-    let refused = |theta, dim, scaling| match Rope::new(theta, dim, Pairing::Half, scaling) {
+    let refused = |theta, dim, scaling: Option<&str>| match Rope::new(theta, dim, Pairing::Half, scaling) {
         Err(Error::Shape { reason, .. }) => reason,
         other => panic!("{other:?}"),
     };
@@ -107,6 +135,19 @@ fn refused() {
     assert!(refused(1e4, 4, Some("{}")).contains("rope_type"));
     assert!(refused(1e4, 4, Some(r#"{"type":"linear"}"#)).contains("factor"));
     assert!(refused(1e4, 4, Some(r#"{"type":"linear","factor":0}"#)).contains("factor"));
+    for (factors, word) in [
+        ("null", "lacks the list"),
+        ("[]", "has 0"),
+        ("[1,2,3]", "write 2"),
+        ("[1,0]", "number 1"),
+        ("[-1,1]", "number 0"),
+        ("[1,\"2\"]", "number 1"),
+    ] {
+        let scaling = format!(r#"{{"rope_type":"factors","factors":{factors}}}"#);
+        assert!(refused(1e4, 4, Some(&scaling)).contains(word), "{factors}");
+    }
+    assert!(refused(1e4, 4, Some(r#"{"rope_type":"factors"}"#)).contains("factors"));
+    assert!(refused(1e4, 4, Some(r#"{"rope_type":"factors","factors":[1,1e-320]}"#)).contains("frequency"));
     let inverted = r#"{"rope_type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4,"original_max_position_embeddings":8192}"#;
     assert!(refused(1e4, 4, Some(inverted)).contains("high_freq_factor"));
 }

@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use kvsculpt::Options;
 use kvsculpt::cache::Dtype;
 use kvsculpt::gpu::Selection;
+use kvsculpt::machine::Preference;
 use kvsculpt::options::{Anchor, Method, Strength, Tail};
 
 /// Layers above this are a slip of the pen, not a model.
@@ -17,6 +18,16 @@ pub(crate) enum EngineKind {
     Gpu,
     /// The CPU engine
     Cpu,
+}
+
+impl From<EngineKind> for Preference {
+    fn from(kind: EngineKind) -> Self {
+        match kind {
+            EngineKind::Auto => Self::Auto,
+            EngineKind::Gpu => Self::Gpu,
+            EngineKind::Cpu => Self::Cpu,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -11,10 +11,9 @@ use kvsculpt::solver::Request;
 use kvsculpt::{Error, Result};
 
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
-use crate::engine::Machine;
 use crate::progress::Progress;
 use crate::report::{Report, Written};
-use crate::{Talk, print, print_json, table};
+use crate::{Talk, engine, print, print_json, table};
 
 /// Compress a capture.
 ///
@@ -56,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         memory: arguments.memory,
     };
     check_request(&request, &capture)?;
-    let mut machine = Machine::open(&arguments.engine, talk)?;
+    let mut machine = engine::open(&arguments.engine, talk)?;
     let mut progress = Progress::new(talk);
     let compression = machine.compress(&capture, &request, &mut progress)?;
     progress.finish();

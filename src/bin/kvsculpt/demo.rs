@@ -9,10 +9,9 @@ use kvsculpt::solver::Request;
 use kvsculpt::{Options, Result};
 
 use crate::arguments::EngineArguments;
-use crate::engine::Machine;
 use crate::progress::Progress;
 use crate::report::Report;
-use crate::{Talk, print, print_json, table};
+use crate::{Talk, engine, print, print_json, table};
 
 /// The bundled capture; `tests/data/README.md` says where it is from.
 static CAPTURE: &[u8] = include_bytes!("../../../tests/data/smollm2-layer20.safetensors");
@@ -41,7 +40,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let capture = Capture::from_bytes(NAME, CAPTURE)?;
     options.validate()?;
     Split::uniform(capture.tokens, &options)?;
-    let mut machine = Machine::open(&arguments.engine, talk)?;
+    let mut machine = engine::open(&arguments.engine, talk)?;
     if !arguments.json {
         print(INTRODUCTION)?;
     }

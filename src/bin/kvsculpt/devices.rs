@@ -8,9 +8,8 @@ use kvsculpt::gpu::{AdapterSummary, adapters};
 use serde::Serialize;
 
 use crate::arguments::EngineArguments;
-use crate::engine::Choice;
 use crate::report::size;
-use crate::{Talk, print, print_json};
+use crate::{Talk, engine, print, print_json};
 
 /// List the adapters and the CPU engine, and say which would be used.
 ///
@@ -47,7 +46,7 @@ struct Chosen {
 }
 
 pub(crate) fn run(arguments: &Arguments, _talk: Talk) -> Result<()> {
-    let choice = Choice::new(&arguments.engine)?;
+    let choice = engine::choice(&arguments.engine)?;
     let devices = Devices {
         adapters: adapters(),
         cpu: Processor {

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use kvsculpt::Options;
+use kvsculpt::machine::Machine;
 use kvsculpt::options::{Method, Split};
 use kvsculpt::solver::{Compression, Errors, Judged, Outcome, Timings};
 use serde::Serialize;
 
-use crate::engine::Machine;
 use crate::progress::duration;
 
 /// The file that came out.

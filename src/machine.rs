@@ -1,0 +1,324 @@
+//! Which machine computes: a GPU, or the CPU engine in its stead, chosen while the program runs.
+//!
+//! ```no_run
+//! use kvsculpt::{gpu::Selection, machine::{Preference, choose}, solver::Request};
+//!
+//! # fn main() -> kvsculpt::Result<()> {
+//! # let capture = kvsculpt::cache::Capture::open(std::path::Path::new("cache.safetensors"))?;
+//! let choice = choose(Preference::Auto, &Selection::default())?;
+//! if let Some(notice) = &choice.notice {
+//!     eprintln!("note: {notice}");
+//! }
+//! let mut machine = choice.open()?;
+//! println!("computing on {}", machine.name());
+//! let short = machine.compress(&capture, &Request::default(), &mut ())?;
+//! # Ok(())
+//! # }
+//! ```
+
+use crate::cache::Capture;
+#[cfg(feature = "cpu")]
+use crate::cpu::CpuEngine;
+use crate::engine::Engine as _;
+#[cfg(feature = "cpu")]
+use crate::gpu::adapters;
+use crate::gpu::{AdapterSummary, Gpu, Selection, chosen};
+use crate::kernels::GpuEngine;
+use crate::solver::{Compression, Observer, Request, compress};
+use crate::{Error, Result};
+
+/// What is to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preference {
+    /// A GPU that can be used, else the CPU engine, which is faster than a software driver. Where an adapter or an interface
+    /// is named, by the [`Selection`] or by the variables it falls back to, that is meant, software driver or not.
+    /// Without feature `cpu` the same as [`Gpu`](Self::Gpu).
+    #[default]
+    Auto,
+    /// A GPU, or the software driver that stands in for one where the [`Selection`] allows it.
+    Gpu,
+    /// The CPU engine.
+    Cpu,
+}
+
+/// What was chosen; nothing is opened yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Choice {
+    /// The adapter that will be opened; `None`: the CPU engine.
+    pub adapter: Option<AdapterSummary>,
+    /// Why the CPU engine takes over, where nobody asked for it: a sentence for the user without its full stop.
+    pub notice: Option<String>,
+    /// What the adapter was chosen by.
+    selection: Selection,
+}
+
+/// Chooses a machine. Nothing is printed: [`Choice::notice`] says what the user should know.
+///
+/// # Errors
+/// [`Error::NoAdapter`] with those there are, where a GPU is needed; [`Error::Options`] where the CPU engine is asked for
+/// together with an adapter or an interface; [`Error::Unsupported`] where it is asked for and feature `cpu` is off.
+pub fn choose(preference: Preference, selection: &Selection) -> Result<Choice> {
+    match preference {
+        Preference::Cpu if selection.adapter.is_some() => Err(Error::option(
+            "--adapter",
+            "names an adapter, and `--engine cpu` uses none; leave out one of the two",
+        )),
+        Preference::Cpu if selection.backend.is_some() => Err(Error::option(
+            "--backend",
+            "names an interface to adapters, and `--engine cpu` uses none; leave out one of the two",
+        )),
+        Preference::Cpu if !cfg!(feature = "cpu") => Err(no_cpu_engine()),
+        Preference::Cpu => Ok(Choice {
+            adapter: None,
+            notice: None,
+            selection: selection.clone(),
+        }),
+        #[cfg(feature = "cpu")]
+        Preference::Auto if !names_adapter(selection) => automatic(selection),
+        Preference::Auto | Preference::Gpu => Ok(Choice {
+            adapter: Some(chosen(selection)?),
+            notice: None,
+            selection: selection.clone(),
+        }),
+    }
+}
+
+/// A GPU that can be used, else the CPU engine.
+#[cfg(feature = "cpu")]
+fn automatic(selection: &Selection) -> Result<Choice> {
+    let hardware = chosen(&Selection {
+        software_allowed: false,
+        ..selection.clone()
+    });
+    let software = || adapters().into_iter().find(|adapter| adapter.is_software);
+    let (adapter, notice) = gpu_or_notice(hardware, software)?;
+    Ok(Choice {
+        adapter,
+        notice,
+        selection: selection.clone(),
+    })
+}
+
+/// The hardware that was found, or why the CPU engine takes over from it.
+#[cfg(feature = "cpu")]
+fn gpu_or_notice(
+    hardware: Result<AdapterSummary>,
+    software: impl FnOnce() -> Option<AdapterSummary>,
+) -> Result<(Option<AdapterSummary>, Option<String>)> {
+    let notice = match hardware {
+        Ok(AdapterSummary {
+            name, lacks: Some(lacks), ..
+        }) => format!("{name} cannot be used ({lacks}); the CPU engine takes over"),
+        Ok(adapter) => return Ok((Some(adapter), None)),
+        Err(Error::NoAdapter(_)) => match software() {
+            Some(adapter) => format!(
+                "no GPU, only the software driver {}; the CPU engine takes over, which is faster",
+                adapter.name
+            ),
+            None => "no GPU found; the CPU engine takes over".to_owned(),
+        },
+        Err(error) => return Err(error),
+    };
+    Ok((None, Some(notice)))
+}
+
+/// Whether the selection or the environment says more than to take what there is.
+#[cfg(feature = "cpu")]
+fn names_adapter(selection: &Selection) -> bool {
+    let is_set = |variable: &str| std::env::var(variable).is_ok_and(|value| !value.trim().is_empty());
+    selection.adapter.is_some() || selection.backend.is_some() || is_set("WGPU_ADAPTER_NAME") || is_set("WGPU_BACKEND")
+}
+
+fn no_cpu_engine() -> Error {
+    Error::Unsupported {
+        what: "the CPU engine".into(),
+        need: "feature `cpu`".into(),
+        have: "a kvsculpt built without it".into(),
+        remedy: "build with it, or use a GPU".into(),
+    }
+}
+
+impl Choice {
+    /// Opens what was chosen.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`] and [`GpuEngine::new`].
+    pub fn open(&self) -> Result<Machine> {
+        match &self.adapter {
+            // By its number, so that exactly what was chosen is opened.
+            Some(adapter) => {
+                let gpu = Gpu::open(&Selection {
+                    adapter: Some(adapter.index.to_string()),
+                    ..self.selection.clone()
+                })?;
+                Ok(Machine::Gpu(Box::new(GpuEngine::new(gpu)?)))
+            }
+            #[cfg(feature = "cpu")]
+            None => Ok(Machine::Cpu(CpuEngine::new())),
+            #[cfg(not(feature = "cpu"))]
+            None => Err(no_cpu_engine()),
+        }
+    }
+}
+
+/// An engine of either kind.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Machine {
+    /// On a GPU.
+    Gpu(Box<GpuEngine>),
+    /// On the processor.
+    #[cfg(feature = "cpu")]
+    Cpu(CpuEngine),
+}
+
+impl Machine {
+    /// `gpu` or `cpu`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Gpu(_) => "gpu",
+            #[cfg(feature = "cpu")]
+            Self::Cpu(_) => "cpu",
+        }
+    }
+
+    /// The machine in words: adapter and driver, or the processor and its threads.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Gpu(engine) => engine.name(),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => engine.name(),
+        }
+    }
+
+    /// [`compress`] on this machine.
+    ///
+    /// # Errors
+    /// Those of [`compress`].
+    pub fn compress(&mut self, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<Compression> {
+        match self {
+            Self::Gpu(engine) => compress(engine.as_mut(), capture, request, observer),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => compress(engine, capture, request, observer),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(adapter: Option<&str>, backend: Option<&str>) -> Selection {
+        Selection {
+            adapter: adapter.map(str::to_owned),
+            backend: backend.map(str::to_owned),
+            ..Selection::default()
+        }
+    }
+
+    #[test]
+    fn the_cpu_engine_takes_no_adapter() {
+        for (selection, named) in [
+            (named(Some("0"), None), "--adapter"),
+            (named(None, Some("vulkan")), "--backend"),
+            (named(Some("0"), Some("vulkan")), "--adapter"),
+        ] {
+            match choose(Preference::Cpu, &selection) {
+                Err(Error::Options { option, reason }) => {
+                    assert_eq!(option, named);
+                    assert!(reason.contains("--engine cpu"), "{reason}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Whoever names an adapter means it: nothing takes over in its stead.
+    #[test]
+    fn a_named_adapter_that_is_absent_is_refused() {
+        for preference in [Preference::Auto, Preference::Gpu] {
+            let refused = choose(preference, &named(Some("no such thing"), None));
+            assert!(matches!(refused, Err(Error::NoAdapter(_))), "{refused:?}");
+            let refused = choose(preference, &named(None, Some("no such thing")));
+            assert!(matches!(refused, Err(Error::NoAdapter(_))), "{refused:?}");
+        }
+    }
+
+    #[cfg(not(feature = "cpu"))]
+    #[test]
+    fn without_its_feature_the_cpu_engine_is_refused() {
+        let refused = choose(Preference::Cpu, &Selection::default()).unwrap_err().to_string();
+        assert!(refused.contains("feature `cpu`"), "{refused}");
+        // Automatic is a GPU or the error there is without one.
+        let all = Selection::default();
+        match (choose(Preference::Auto, &all), chosen(&all)) {
+            (Ok(choice), Ok(adapter)) => assert_eq!((choice.adapter, choice.notice), (Some(adapter), None)),
+            (Err(Error::NoAdapter(found)), Err(Error::NoAdapter(wanted))) => assert_eq!(found, wanted),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[cfg(feature = "cpu")]
+    mod cpu {
+        use super::*;
+
+        fn adapter(name: &str, lacks: Option<&str>) -> AdapterSummary {
+            AdapterSummary {
+                index: 2,
+                name: name.into(),
+                backend: "vulkan".into(),
+                driver: String::new(),
+                driver_info: String::new(),
+                device_type: String::new(),
+                is_software: false,
+                max_array_bytes: 0,
+                workgroup_bytes: 0,
+                workgroup_invocations: 0,
+                half: false,
+                subgroup: None,
+                lacks: lacks.map(str::to_owned),
+            }
+        }
+
+        #[test]
+        fn a_gpu_that_can_be_used_goes_first() {
+            let good = adapter("Real GPU", None);
+            let found = gpu_or_notice(Ok(good.clone()), || panic!("no need to look further")).unwrap();
+            assert_eq!(found, (Some(good), None));
+        }
+
+        #[test]
+        fn the_notice_says_why_the_cpu_engine_takes_over() {
+            let none = || Err(Error::NoAdapter("none".into()));
+            let notice = |hardware, software: Option<AdapterSummary>| match gpu_or_notice(hardware, || software).unwrap() {
+                (None, Some(notice)) => notice,
+                other => panic!("{other:?}"),
+            };
+            let old = notice(Ok(adapter("Old GPU", Some("immediates"))), None);
+            assert!(old.contains("Old GPU") && old.contains("immediates"), "{old}");
+            let software = notice(none(), Some(adapter("llvmpipe", None)));
+            assert!(software.contains("software driver llvmpipe"), "{software}");
+            assert_eq!(notice(none(), None), "no GPU found; the CPU engine takes over");
+        }
+
+        /// What is no lack of a GPU is not passed over.
+        #[test]
+        fn other_errors_stay_errors() {
+            let found = gpu_or_notice(Err(Error::DeviceLost("gone".into())), || None);
+            assert!(matches!(found, Err(Error::DeviceLost(_))), "{found:?}");
+        }
+
+        #[test]
+        fn the_cpu_engine_is_opened_as_asked() {
+            let choice = choose(Preference::Cpu, &Selection::default()).unwrap();
+            assert_eq!((&choice.adapter, &choice.notice), (&None, &None));
+            let machine = choice.open().unwrap();
+            assert!(matches!(machine, Machine::Cpu(_)));
+            assert_eq!(machine.kind(), "cpu");
+            assert!(machine.name().starts_with("CPU, "), "{}", machine.name());
+        }
+    }
+}
