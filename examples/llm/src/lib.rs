@@ -12,4 +12,3 @@ pub mod reading;
 pub mod record;
 pub mod source;
 pub mod text;
-pub mod machine;

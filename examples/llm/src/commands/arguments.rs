@@ -5,7 +5,7 @@ use candle_core::Device;
 use clap::{Args, ValueEnum};
 use kvsculpt::Options;
 use kvsculpt::gpu::Selection;
-use crate::machine::{Machine, Preference, choose};
+use kvsculpt::machine::{Machine, Preference, choose};
 use kvsculpt::options::Method;
 use serde::{Deserialize, Serialize};
 

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use kvsculpt::cache::{Capture, Compressed, CompressedLayer, Dtype};
-use crate::machine::Machine;
+use kvsculpt::machine::Machine;
 use kvsculpt::solver::Request;
 use serde::{Deserialize, Serialize};
 
