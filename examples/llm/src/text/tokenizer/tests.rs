@@ -50,7 +50,7 @@ fn cut(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
 #[test]
 fn every_family_cuts_digits_its_own_way() {
     // All that could be merged is merged: what is still apart was cut apart.
-    let merges = ["1 2", "12 3", "123 4", "1 a", "Ġ 1", "Ġ a", "a B", "Ġ aB", "Ġ 12"];
+    let merges = ["1 2", "12 3", "123 4", "1 a", "Ġ 1", "a B", "Ġ a", "Ġ aB", "Ġ 12"];
     let cases = [
         ("gpt-2", vec!["1234", "Ġ12"]),
         ("smollm", vec!["1", "2", "3", "4", "Ġ", "1", "2"]),
@@ -173,7 +173,7 @@ fn a_real_model_reads_a_real_text() {
     let mut file = std::fs::File::open(crate::source::small_test_model().unwrap()).unwrap();
     let tokenizer = Tokenizer::from_gguf(&Content::read(&mut file).unwrap()).unwrap();
     // Ids found with an independent tokenizer library, from the pipeline the model was published with.
-    assert_eq!(tokenizer.encode("It was 1879 when Hero's dog\n\n  ran away.").unwrap(), IDS);
+    assert_eq!(tokenizer.encode("It was 1879 when Hero's dog\n\n  ran away.").unwrap(), [1589, 436, 216, 33, 40, 39, 41, 645, 28069, 506, 2767, 8866, 7674, 2025, 30]);
     let text = include_str!("../../../texts/katrine.txt");
     let ids = tokenizer.encode(text).unwrap();
     assert_eq!(tokenizer.decode(&ids).unwrap(), text);
