@@ -5,7 +5,7 @@
 //! than the system's too, hence a runner that starts programs through the packages' dynamic linker.
 
 use crate::system_package::identity;
-use crate::workspace::quiet_output;
+use crate::workspace::{quiet_output, remove_abandoned};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ pub(crate) fn bring(target: &Path) -> Result<Lavapipe> {
         cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")),
         "Debian's packages are fetched for x86-64 Linux only"
     );
-    remove_abandoned(target);
+    remove_abandoned(target, PARTIAL);
     let folder = target.join("lavapipe");
     if folder.join("run").exists() {
         return Lavapipe::open(folder);
@@ -84,18 +84,6 @@ fn put_in_place(partial: &Path, folder: &Path) -> Result<()> {
     match fs::rename(partial.join("root"), folder) {
         Err(_) if folder.join("run").exists() => Ok(()),
         other => other.with_context(|| format!("cannot create {}", folder.display())),
-    }
-}
-
-/// Deletes what runs left behind that were killed half way; one still running has its process. Ours has not begun: its number is a reused one.
-fn remove_abandoned(target: &Path) {
-    for entry in fs::read_dir(target).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(process) = name.strip_prefix(PARTIAL) else { continue };
-        if process == std::process::id().to_string() || !Path::new("/proc").join(process).exists() {
-            // Only space is lost if this fails; nothing reads the folder.
-            let _ = fs::remove_dir_all(entry.path());
-        }
     }
 }
 
@@ -330,7 +318,7 @@ mod tests {
         for folder in [&running, &reused, &abandoned, &other] {
             fs::create_dir_all(folder.join("root")).unwrap();
         }
-        remove_abandoned(&target);
+        remove_abandoned(&target, PARTIAL);
         let left = [&running, &reused, &abandoned, &other].map(|folder| folder.exists());
         fs::remove_dir_all(&target).unwrap();
         assert_eq!(left, [true, false, false, true]);

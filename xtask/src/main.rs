@@ -4,19 +4,22 @@ mod adapter;
 mod driver;
 mod lavapipe;
 mod lint;
+mod model;
 mod system_package;
 mod test;
 mod workspace;
 
 use anyhow::{Result, bail};
+use model::Model;
 use std::process::ExitCode;
 use workspace::Workspace;
 
 const USAGE: &str = "\
 Usage: cargo xtask CHORE
 
-  test [-- ARGUMENTS]  find a Vulkan, Metal or DX12 driver, bring a software one where there is none, run every test;
-                       ARGUMENTS go to cargo test:  cargo xtask test -- --lib -- --nocapture
+  test [-- ARGUMENTS]  find a Vulkan, Metal or DX12 driver, bring a software one where there is none, fetch the small model, run
+                       every test; ARGUMENTS go to cargo test:  cargo xtask test -- --lib -- --nocapture
+  model [NAME]         only fetch the models of tests and measurements into target/models: smollm2 (98 MB; the default), qwen (491 MB), all
   driver               only bring the driver and say how to start a program on it
   lint                 rustfmt, clippy and rustdoc, warnings being errors
   help                 this text
@@ -28,6 +31,7 @@ KVSCULPT_DRIVER=lavapipe  use the software driver even where there is a GPU
 #[derive(Debug, PartialEq, Eq)]
 enum Chore {
     Test(Vec<String>),
+    Model(&'static [&'static Model]),
     Driver,
     Lint,
     Help,
@@ -46,6 +50,13 @@ fn parse(arguments: &[String]) -> Result<Chore> {
                 Some((stray, _)) => bail!("`{stray}`: arguments for cargo test go after `--`, as in `cargo xtask test -- {stray}`"),
             };
         }
+        "model" => {
+            return match rest {
+                [] => Ok(Chore::Model(&[&model::SMOLLM2])),
+                [one] => model::named(one).map(Chore::Model),
+                [_, stray, ..] => bail!("`cargo xtask model` takes one name, got `{stray}` too"),
+            };
+        }
         "driver" => Chore::Driver,
         "lint" => Chore::Lint,
         "help" | "--help" | "-h" => Chore::Help,
@@ -60,6 +71,7 @@ fn parse(arguments: &[String]) -> Result<Chore> {
 fn perform(chore: Chore) -> Result<()> {
     match chore {
         Chore::Test(passed_on) => test::run(&Workspace::find()?, &passed_on),
+        Chore::Model(models) => model::bring_all(&Workspace::find()?, models),
         Chore::Driver => driver::prepare(&Workspace::find()?),
         Chore::Lint => lint::run(&Workspace::find()?),
         Chore::Help => {
@@ -101,6 +113,15 @@ mod tests {
         assert!(parsed("test --lib").unwrap_err().to_string().contains("cargo xtask test -- --lib"));
         assert!(parsed("lint now").unwrap_err().to_string().contains("`now`"));
         assert!(parsed("tset").unwrap_err().to_string().contains("Usage"));
+    }
+
+    #[test]
+    fn models_are_asked_for_by_name() {
+        assert_eq!(parsed("model").unwrap(), Chore::Model(&[&model::SMOLLM2]));
+        assert_eq!(parsed("model qwen").unwrap(), Chore::Model(&[&model::QWEN]));
+        assert_eq!(parsed("model all").unwrap(), Chore::Model(&[&model::SMOLLM2, &model::QWEN]));
+        assert!(parsed("model gpt").unwrap_err().to_string().contains("`gpt`"));
+        assert!(parsed("model qwen smollm2").unwrap_err().to_string().contains("`smollm2`"));
     }
 
     #[test]

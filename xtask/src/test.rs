@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, on a driver that is there.
 
 use crate::driver::Driver;
+use crate::model;
 use crate::workspace::{Workspace, expect_success};
 use anyhow::{Context, Result};
 use std::env;
@@ -8,6 +9,9 @@ use std::env;
 pub(crate) fn run(workspace: &Workspace, passed_on: &[String]) -> Result<()> {
     let driver = Driver::choose(workspace)?;
     eprintln!("xtask: driver: {driver}");
+    if let Err(reason) = model::bring(workspace, &model::SMOLLM2) {
+        eprintln!("xtask: the tests that run a model will fail: {reason:#}");
+    }
     let mut cargo = workspace.cargo(&["test", "--workspace"]);
     cargo.args(passed_on);
     driver.apply(&mut cargo);

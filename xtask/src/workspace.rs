@@ -44,6 +44,20 @@ impl Workspace {
     }
 }
 
+/// Deletes the folders `PREFIX` + process number that runs left behind when they were killed half way; one still running has its process.
+/// Ours has not begun: its number is a reused one. Where processes cannot be looked up nothing else is deleted.
+pub(crate) fn remove_abandoned(parent: &Path, prefix: &str) {
+    let is_running = |process: &str| !Path::new("/proc/self").exists() || Path::new("/proc").join(process).exists();
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(process) = name.strip_prefix(prefix) else { continue };
+        if process == std::process::id().to_string() || !is_running(process) {
+            // Only space is lost if this fails; nothing reads the folder.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Runs a command to its end with its output on ours; fails, quoting the command, unless it succeeds.
 pub(crate) fn expect_success(command: &mut Command) -> Result<()> {
     let line = shown(command);

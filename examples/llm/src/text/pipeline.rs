@@ -29,7 +29,8 @@ enum Cut {
     Tekken,
 }
 
-const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3_WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -103,10 +104,16 @@ pub(super) fn ids(vocabulary: &Vocabulary<'_>) -> Vocab {
 pub(super) fn add_tokens(tokenizer: &mut tokenizers::Tokenizer, vocabulary: &Vocabulary<'_>, normalized: bool) -> Result<()> {
     let special = |(_, token): (u32, &str)| AddedToken::from(token, true);
     let text = |(_, token): (u32, &str)| AddedToken::from(token, false).normalized(normalized);
-    let added: Vec<_> = vocabulary.of_kind(Kind::Control).map(special).chain(vocabulary.of_kind(Kind::Unknown).map(special)).collect();
+    let added: Vec<_> = vocabulary
+        .of_kind(Kind::Control)
+        .map(special)
+        .chain(vocabulary.of_kind(Kind::Unknown).map(special))
+        .collect();
     let failed = |error| anyhow!("the GGUF file's special tokens cannot be told from its text ({error}); download the file again");
     tokenizer.add_special_tokens(added).map_err(failed)?;
-    tokenizer.add_tokens(vocabulary.of_kind(Kind::UserDefined).map(text)).map_err(failed)?;
+    tokenizer
+        .add_tokens(vocabulary.of_kind(Kind::UserDefined).map(text))
+        .map_err(failed)?;
     tokenizer.set_encode_special_tokens(true);
     Ok(())
 }

@@ -50,17 +50,31 @@ impl Tokenizer {
                 "the GGUF file's tokenizer is of the kind `{other}` (tokenizer.ggml.model), and only `gpt2` is understood; \
                  use a model of the Llama 3, Qwen 2 or SmolLM family"
             ),
-            None => bail!("the GGUF file names no kind of tokenizer (tokenizer.ggml.model); use a file that was converted with its tokenizer"),
+            None => {
+                bail!("the GGUF file names no kind of tokenizer (tokenizer.ggml.model); use a file that was converted with its tokenizer")
+            }
         };
-        let mut control: Vec<_> = vocabulary.of_kind(Kind::Control).map(|(id, token)| (token.to_owned(), id)).collect();
+        let mut control: Vec<_> = vocabulary
+            .of_kind(Kind::Control)
+            .map(|(id, token)| (token.to_owned(), id))
+            .collect();
         control.retain(|(token, _)| !token.is_empty());
         control.sort_by(|left, right| right.0.len().cmp(&left.0.len()).then_with(|| left.cmp(right)));
-        Ok(Self { inner, control, beginning: beginning(&vocabulary), ends: ends(&vocabulary), size: vocabulary.tokens.len() })
+        Ok(Self {
+            inner,
+            control,
+            beginning: beginning(&vocabulary),
+            ends: ends(&vocabulary),
+            size: vocabulary.tokens.len(),
+        })
     }
 
     /// The tokens of a text in which `<|im_start|>` and the like are nothing but text; no token is put before or after it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| anyhow!("the text cannot be cut into tokens: {error}"))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| anyhow!("the text cannot be cut into tokens: {error}"))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -95,18 +109,28 @@ impl Tokenizer {
 
     /// Where the first control token of a text begins, its length in bytes, its id.
     fn first_control(&self, text: &str) -> Option<(usize, usize, u32)> {
-        let found = self.control.iter().filter_map(|(token, id)| Some((text.find(token.as_str())?, token.len(), *id)));
+        let found = self
+            .control
+            .iter()
+            .filter_map(|(token, id)| Some((text.find(token.as_str())?, token.len(), *id)));
         found.min_by_key(|&(start, length, _)| (start, std::cmp::Reverse(length)))
     }
 
     /// The text of tokens; control tokens leave nothing, bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|error| anyhow!("the tokens cannot be turned into text: {error}"))
+        self.inner
+            .decode(ids, true)
+            .map_err(|error| anyhow!("the tokens cannot be turned into text: {error}"))
     }
 
     /// Begins to turn tokens into text one by one.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, ids: Vec::new(), prefix: String::new(), prefix_index: 0 }
+        TextStream {
+            tokenizer: self,
+            ids: Vec::new(),
+            prefix: String::new(),
+            prefix_index: 0,
+        }
     }
 
     /// The token that the model was taught to see before any text, where there is one.
@@ -138,7 +162,10 @@ fn beginning(vocabulary: &Vocabulary<'_>) -> Option<u32> {
 fn ends(vocabulary: &Vocabulary<'_>) -> BTreeSet<u32> {
     let keys = ["eos", "eot", "eom"].map(|name| format!("tokenizer.ggml.{name}_token_id"));
     let by_key = keys.iter().filter_map(|key| vocabulary.id(key));
-    let by_name = vocabulary.of_kind(Kind::Control).filter(|(_, token)| ENDS.contains(token)).map(|(id, _)| id);
+    let by_name = vocabulary
+        .of_kind(Kind::Control)
+        .filter(|(_, token)| ENDS.contains(token))
+        .map(|(id, _)| id);
     by_key.chain(by_name).collect()
 }
 

@@ -85,7 +85,10 @@ impl<'a> Vocabulary<'a> {
         let split = |merge: &str| merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()));
         merges
             .into_iter()
-            .map(|merge| split(merge).ok_or_else(|| anyhow!("`{merge}` in tokenizer.ggml.merges of the GGUF file is not a pair; download the file again")))
+            .map(|merge| {
+                split(merge)
+                    .ok_or_else(|| anyhow!("`{merge}` in tokenizer.ggml.merges of the GGUF file is not a pair; download the file again"))
+            })
             .collect()
     }
 
@@ -95,7 +98,11 @@ impl<'a> Vocabulary<'a> {
         let values = array(self.content.metadata.get(KEY).with_context(|| missing(KEY))?, KEY)?;
         let scores: Vec<f32> = values.iter().filter_map(|value| value.to_f32().ok()).collect();
         if scores.len() != self.tokens.len() {
-            bail!("the GGUF file has {} tokens but {} scores: it is damaged; download it again", self.tokens.len(), scores.len());
+            bail!(
+                "the GGUF file has {} tokens but {} scores: it is damaged; download it again",
+                self.tokens.len(),
+                scores.len()
+            );
         }
         Ok(scores)
     }
