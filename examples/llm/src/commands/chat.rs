@@ -1,0 +1,306 @@
+//! `chat`: questions about a long document, answered over its compressed cache.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _, stdin, stdout};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use candle_core::Tensor;
+use clap::Args;
+use kvsculpt::solver::Request;
+
+use super::arguments::{EngineArguments, MethodKind, ModelArguments, PresetKind, Variant};
+use super::progress::Progress;
+use super::session::Session;
+use crate::model::{Cache, Products};
+use crate::text::{Conversation, Template, Tokenizer};
+
+/// What the model is told before the document.
+const INSTRUCTION: &str = "Read this document. Questions about it will follow.";
+
+/// Read a long document, compress its cache, and answer questions over the short one.
+///
+/// The document is read once. Questions come from --ask or, line by line, from standard input; what is asked and answered is added
+/// to the short cache as it is.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// The document (UTF-8)
+    #[arg(long, value_name = "FILE")]
+    document: PathBuf,
+    /// A question; may be given several times [default: questions are read from standard input]
+    #[arg(long, value_name = "QUESTION")]
+    ask: Vec<String>,
+    /// Also answer from the full cache
+    #[arg(long)]
+    compare: bool,
+    /// The fraction of the pairs that is kept
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.3)]
+    keep: f64,
+    /// How the short cache is made
+    #[arg(long, value_enum, default_value_t = MethodKind::Kvsculpt)]
+    method: MethodKind,
+    /// Where the options come from
+    #[arg(long, value_enum, default_value_t = PresetKind::Default)]
+    preset: PresetKind,
+    /// Options put over the preset, by their names in the library: '{"steps": 20}'
+    #[arg(long, value_name = "JSON")]
+    set: Option<String>,
+    /// Tokens of the document that are read, at most [default: as many as the model was trained for, less room for the talk]
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// Tokens of an answer, at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 200)]
+    answer: usize,
+    /// How much chance there is in an answer; 0: the likeliest token every time
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Seeds the chance
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    engine: EngineArguments,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// In words for the user.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(
+        arguments.temperature >= 0.0 && arguments.temperature.is_finite(),
+        "--temperature {} is not zero or more",
+        arguments.temperature
+    );
+    let variant = Variant::new(arguments.method, arguments.preset, arguments.keep, arguments.set.as_deref())?;
+    let document = std::fs::read_to_string(&arguments.document).with_context(|| arguments.document.display().to_string())?;
+    let mut progress = Progress::new();
+    let session = Session::open(&arguments.model, Products::Mixed, &mut progress)?;
+    let document = shortened(&session, &document, arguments, &mut progress)?;
+    let conversation = session.template.converse(INSTRUCTION, &document)?;
+    let prefix = conversation.prefix_tokens(&session.tokenizer)?;
+    let (full, short) = prepare(&session, &prefix, &variant, arguments, &mut progress)?;
+    let mut voices = vec![Voice::new(if arguments.compare { "short cache" } else { "" }, short)];
+    if arguments.compare {
+        voices.push(Voice::new("full cache", full));
+    }
+    let talk = Talk {
+        session: &session,
+        conversation: &conversation,
+        arguments,
+    };
+    if arguments.ask.is_empty() {
+        return talk.listen(&mut voices);
+    }
+    for question in &arguments.ask {
+        println!("\n> {question}");
+        talk.answer(&mut voices, question)?;
+    }
+    Ok(())
+}
+
+/// The document, cut to what the model can take.
+fn shortened(session: &Session, document: &str, arguments: &Arguments, progress: &mut Progress) -> Result<String> {
+    let tokens = session.tokenizer.encode(document)?;
+    let trained = session.model.config().context_length;
+    // Half the rest for a few questions, half for the answers; the template's own words are few.
+    let most = arguments.tokens.unwrap_or_else(|| trained - (trained / 4).min(4 * arguments.answer + 512));
+    if tokens.len() <= most {
+        return Ok(document.to_owned());
+    }
+    progress.note(&format!(
+        "note: {} has {} tokens; the first {most} are read",
+        arguments.document.display(),
+        tokens.len()
+    ));
+    session.tokenizer.decode(&tokens[..most])
+}
+
+/// Reads the prefix and compresses its cache; says what was saved and how long it took.
+fn prepare(session: &Session, prefix: &[u32], variant: &Variant, arguments: &Arguments, progress: &mut Progress) -> Result<(Cache, Cache)> {
+    let name = arguments.document.display().to_string();
+    let mut machine = arguments.engine.open()?;
+    let reading = session.read(&name, prefix, progress)?;
+    let started = Instant::now();
+    progress.begin(format!("compressing to {} of the pairs", variant.keep));
+    let short = variant.shorten(&reading.capture(&name, &session.model, None)?, &mut machine, progress)?;
+    let cache = reading.cache.compressed(&short.compressed, session.model.device())?;
+    progress.finish();
+    let megabytes = |cache: &Cache| cache.bytes() as f64 / 1e6;
+    println!(
+        "{name}: {} tokens read in {:.1} s; cache {:.1} MB → {:.1} MB in {:.1} s ({})",
+        prefix.len(),
+        reading.seconds,
+        megabytes(&reading.cache),
+        megabytes(&cache),
+        started.elapsed().as_secs_f64(),
+        machine.name()
+    );
+    Ok((reading.cache, cache))
+}
+
+/// One who answers: a cache and what was said last.
+struct Voice {
+    name: &'static str,
+    cache: Cache,
+    /// None before the first answer; then the token that ended it, where one did.
+    last: Option<Option<u32>>,
+}
+
+impl Voice {
+    fn new(name: &'static str, cache: Cache) -> Self {
+        Self { name, cache, last: None }
+    }
+}
+
+/// All that does not change from question to question.
+struct Talk<'a> {
+    session: &'a Session,
+    conversation: &'a Conversation,
+    arguments: &'a Arguments,
+}
+
+impl Talk<'_> {
+    /// Answers lines of standard input until it ends.
+    fn listen(&self, voices: &mut [Voice]) -> Result<()> {
+        let prompt = stdin().is_terminal();
+        if prompt {
+            println!("Ask about it; an empty line ends.");
+        }
+        loop {
+            if prompt {
+                print!("\n> ");
+                stdout().flush()?;
+            }
+            let mut question = String::new();
+            let read = stdin().lock().read_line(&mut question)?;
+            if read == 0 || (prompt && question.trim().is_empty()) {
+                return Ok(());
+            }
+            if question.trim().is_empty() {
+                continue;
+            }
+            if !prompt {
+                println!("\n> {}", question.trim());
+            }
+            self.answer(voices, &question)?;
+        }
+    }
+
+    /// Every voice answers in turn, each over its own cache.
+    fn answer(&self, voices: &mut [Voice], question: &str) -> Result<()> {
+        for voice in voices {
+            if !voice.name.is_empty() {
+                print!("[{}] ", voice.name);
+            }
+            let tokens = match voice.last {
+                None => self.session.tokenizer.encode_pieces(&self.conversation.first_question(question))?,
+                Some(_) => self.session.tokenizer.encode_pieces(&self.conversation.next_question(question))?,
+            };
+            voice.last = Some(self.speak(&mut voice.cache, &tokens)?);
+        }
+        Ok(())
+    }
+
+    /// Reads `tokens` and prints what the model says then; returns the token that ended it, which is not put into the cache.
+    fn speak(&self, cache: &mut Cache, tokens: &[u32]) -> Result<Option<u32>> {
+        let Session { model, tokenizer, .. } = self.session;
+        ensure!(
+            cache.position + tokens.len() + self.arguments.answer <= model.config().context_length,
+            "the talk has become as long as {} was trained for; begin again, with fewer --tokens of the document",
+            model.config().name
+        );
+        let mut choice = Choice::new(self.arguments.temperature, self.arguments.seed ^ cache.position as u64);
+        let mut words = tokenizer.stream();
+        let started = Instant::now();
+        let mut hidden = model.forward(tokens, cache, &mut ())?;
+        let (mut said, mut ended) = (0, None);
+        while said < self.arguments.answer {
+            let rows = hidden.dim(0)?;
+            let token = choice.next(&model.logits(&hidden.narrow(0, rows - 1, 1)?)?)?;
+            if tokenizer.is_end(token) {
+                ended = Some(token);
+                break;
+            }
+            said += 1;
+            show(&words.push(token)?)?;
+            hidden = model.forward(&[token], cache, &mut ())?;
+        }
+        show(&words.finish()?)?;
+        println!();
+        if stdout().is_terminal() {
+            eprintln!("({said} tokens, {:.1} a second)", said as f64 / started.elapsed().as_secs_f64());
+        }
+        Ok(ended)
+    }
+}
+
+fn show(text: &str) -> Result<()> {
+    print!("{text}");
+    Ok(stdout().flush()?)
+}
+
+/// Which token comes next.
+struct Choice {
+    temperature: f64,
+    random: fastrand::Rng,
+}
+
+impl Choice {
+    fn new(temperature: f64, seed: u64) -> Self {
+        Self {
+            temperature,
+            random: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    /// The likeliest of `logits: [1, vocabulary]`; with a temperature T one drawn from `softmax(logits / T)`, as the largest of
+    /// `logits / T` plus Gumbel noise.
+    fn next(&mut self, logits: &Tensor) -> Result<u32> {
+        let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+        let mut best = (f64::NEG_INFINITY, 0);
+        for (token, &logit) in logits.iter().enumerate() {
+            let mut score = f64::from(logit);
+            if self.temperature > 0.0 {
+                // In (0, 1]: its logarithm is finite or zero, and −ln 0 is +∞ only for a draw of exactly 1.
+                let drawn = 1.0 - self.random.f64();
+                score = score / self.temperature - (-drawn.ln()).ln();
+            }
+            if score > best.0 {
+                best = (score, token);
+            }
+        }
+        ensure!(best.0 > f64::NEG_INFINITY, "the model's logits are not finite");
+        Ok(u32::try_from(best.1)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn logits() -> Tensor {
+        Tensor::new(&[[0.0_f32, 2.0, 1.0]], &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn without_chance_the_likeliest_token_is_taken() {
+        assert_eq!(Choice::new(0.0, 1).next(&logits()).unwrap(), 1);
+    }
+
+    #[test]
+    fn with_chance_tokens_come_as_often_as_their_probability() {
+        let mut choice = Choice::new(1.0, 5);
+        let mut counts = [0_u32; 3];
+        for _ in 0..20_000 {
+            counts[choice.next(&logits()).unwrap() as usize] += 1;
+        }
+        let all: f64 = (0..3).map(|k| f64::from(k).exp()).sum();
+        for (count, logit) in counts.iter().zip([0.0, 2.0, 1.0_f64]) {
+            let share = f64::from(*count) / 20_000.0;
+            assert!((share - logit.exp() / all).abs() < 0.01, "{counts:?}");
+        }
+    }
+}
