@@ -6,5 +6,6 @@ pub mod eval;
 pub mod passage;
 pub mod progress;
 pub mod results;
+pub mod sensitivity;
 pub mod session;
 pub mod words;
