@@ -6,6 +6,7 @@ pub mod eval;
 pub mod passage;
 pub mod progress;
 pub mod results;
+pub mod retrieval;
 pub mod sensitivity;
 pub mod session;
 pub mod words;

@@ -1,6 +1,8 @@
 //! What is measured of a model that goes on over a short cache.
 
 mod divergence;
+pub mod planting;
+pub mod recall;
 pub mod sensitivities;
 pub mod sensitivity;
 
