@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvsculpt_llm::commands::{capture, eval};
+use kvsculpt_llm::commands::{capture, eval, retrieval, sensitivity};
 
 /// A real language model over a compressed key-value cache, end to end.
 #[derive(Debug, Parser)]
@@ -17,12 +17,16 @@ struct Program {
 enum Command {
     Capture(capture::Arguments),
     Eval(eval::Arguments),
+    Sensitivity(sensitivity::Arguments),
+    Retrieval(retrieval::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Program::parse().command {
         Command::Capture(arguments) => capture::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
+        Command::Retrieval(arguments) => retrieval::run(&arguments),
+        Command::Sensitivity(arguments) => sensitivity::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,24 +1,24 @@
 //! `eval`: does the model say the same with the short cache?
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use kvsculpt::cache::{Capture, Compressed, CompressedLayer, Dtype};
 use kvsculpt::machine::Machine;
 use kvsculpt::solver::Request;
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{EngineArguments, MethodKind, ModelArguments, PresetKind, Variant, VariantArguments};
+use super::passage::Passage;
 use super::progress::Progress;
 use super::results::Results;
-use super::session::{Session, name};
-use crate::measure::{Distributions, Divergence};
+use super::session::Session;
+use super::words::{self, columns, label, number, perhaps};
+use crate::measure::Divergence;
 use crate::model::Products;
-use crate::reading::{Reading, follow};
-use crate::record::Recorder;
+use crate::reading::follow;
 
 /// Measure how far what the model says with a short cache is from what it says with the full one.
 ///
@@ -88,36 +88,7 @@ pub struct Row {
     pub kl: Divergence,
 }
 
-/// A text the model has read: the same for every way to compress.
-struct Passage {
-    text: String,
-    offset: usize,
-    reading: Reading,
-    capture: Capture,
-    following: Vec<u32>,
-    full: Distributions,
-}
-
 impl Passage {
-    fn read(session: &Session, path: &Path, offset: usize, arguments: &Arguments, progress: &mut Progress) -> Result<Self> {
-        // One token more, so that the last one measured has a successor to be surprised by.
-        let tokens = session.tokens(path, offset, arguments.tokens + arguments.next + 1)?;
-        let (context, following) = tokens.split_at(arguments.tokens);
-        let text = name(path);
-        let reading = session.read(&format!("{text} from character {offset}"), context, progress)?;
-        let mut probe = Recorder::after_rope(&session.model);
-        let full = follow(&session.model, &reading.cache, &following[..arguments.next], &mut probe)?;
-        let capture = reading.capture(&text, &session.model, Some(&probe))?;
-        Ok(Self {
-            text,
-            offset,
-            reading,
-            capture,
-            following: following.to_vec(),
-            full,
-        })
-    }
-
     fn measure(&self, session: &Session, machine: &mut Machine, variant: &Variant, progress: &mut Progress) -> Result<Row> {
         progress.begin(format!("{} from character {}: {}", self.text, self.offset, label(variant.method, variant.preset, variant.keep)));
         let started = Instant::now();
@@ -171,7 +142,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut rows = Vec::new();
     for path in &arguments.texts {
         for &offset in &arguments.offset {
-            let passage = Passage::read(&session, path, offset, arguments, &mut progress)?;
+            let passage = Passage::read(&session, path, offset, arguments.tokens, arguments.next, &mut progress)?;
             let (source, engine) = (passage.capture.digest()?, machine.name());
             for variant in &variants {
                 let same = |row: &Row| {
@@ -224,23 +195,13 @@ pub fn everything(capture: &Capture) -> Result<Compressed> {
     })
 }
 
-fn label(method: MethodKind, preset: PresetKind, keep: f64) -> String {
-    use clap::ValueEnum as _;
-    let written = |value: Option<clap::builder::PossibleValue>| value.map_or_else(String::new, |value| value.get_name().to_owned());
-    format!("{} ({}) at keep {keep}", written(method.to_possible_value()), written(preset.to_possible_value()))
-}
-
 /// A line a measurement, and where there are several passages the mean over them.
 #[must_use]
 pub fn table(rows: &[Row]) -> String {
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN);
-    table.set_header([
+    let names = [
         "model", "text", "keep", "method", "KL", "median", "worst 5", "top-1", "perplexity", "(full)", "probe error", "seconds",
-    ]);
-    for column in table.column_iter_mut().filter(|column| !matches!(column.index, 0 | 1 | 3)) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    ];
+    let mut table = columns(&names, &[0, 1, 3]);
     for row in rows {
         let kl = &row.kl;
         table.add_row([
@@ -254,7 +215,7 @@ pub fn table(rows: &[Row]) -> String {
             format!("{:.1} %", 100.0 * kl.top1),
             format!("{:.3}", kl.perplexity_short),
             format!("{:.3}", kl.perplexity_full),
-            row.probe_error.map_or_else(|| "–".to_owned(), number),
+            perhaps(row.probe_error),
             format!("{:.1}", row.seconds[1]),
         ]);
     }
@@ -274,9 +235,7 @@ fn means(rows: &[Row]) -> String {
     if ways.iter().all(|(.., rows)| rows.len() < 2) {
         return String::new();
     }
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN);
-    table.set_header(["model", "keep", "method", "passages", "mean KL", "mean top-1", "mean seconds"]);
+    let mut table = columns(&["model", "keep", "method", "passages", "mean KL", "mean top-1", "mean seconds"], &[0, 2]);
     for (model, way, keep, rows) in ways {
         let mean = |of: fn(&Row) -> f64| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len() as f64;
         table.add_row([
@@ -293,20 +252,5 @@ fn means(rows: &[Row]) -> String {
 }
 
 fn way(row: &Row) -> String {
-    let method = match row.method {
-        MethodKind::Full => return "full, through the compressed path".to_owned(),
-        MethodKind::Random => "random",
-        MethodKind::Select => "select",
-        MethodKind::SelectFit => "select-fit",
-        MethodKind::Kvsculpt => "kvsculpt",
-    };
-    match row.preset {
-        PresetKind::Default => method.to_owned(),
-        PresetKind::Published => format!("{method}, published"),
-    }
-}
-
-/// Three digits that count.
-fn number(value: f64) -> String {
-    if value.abs() >= 1e-4 { format!("{value:.4}") } else { format!("{value:.1e}") }
+    words::way(row.method, row.preset, "full, through the compressed path")
 }

@@ -3,6 +3,10 @@
 pub mod arguments;
 pub mod capture;
 pub mod eval;
+pub mod passage;
 pub mod progress;
 pub mod results;
+pub mod retrieval;
+pub mod sensitivity;
 pub mod session;
+pub mod words;

@@ -38,9 +38,11 @@ pub(super) struct Block {
     pub(super) down: Linear,
 }
 
-/// What a layer's attention sees of a step, for those who record it.
+/// What a layer sees of a step, for those who record it.
 #[derive(Clone, Debug)]
 pub struct Seen {
+    /// The states it begins with, `[rows, hidden]`.
+    pub input: Tensor,
     /// Queries before RoPE, `[heads, rows, dim]`.
     pub query: Tensor,
     /// Queries after RoPE, not scaled, `[heads, rows, dim]`.
@@ -61,10 +63,15 @@ impl Block {
         };
         let recent = cache.append(step)?.clone();
         let attended = attend(&(&turned * config.scale())?, cache, &recent, causal)?;
-        let hidden = (hidden + self.output.forward(&attended)?)?;
-        let x = self.feed_forward_norm.forward(&hidden)?;
+        let after = (hidden + self.output.forward(&attended)?)?;
+        let x = self.feed_forward_norm.forward(&after)?;
         let gated = (silu(&self.gate.forward(&x)?)? * self.up.forward(&x)?)?;
-        Ok(((hidden + self.down.forward(&gated)?)?, Seen { query, turned }))
+        let seen = Seen {
+            input: hidden.clone(),
+            query,
+            turned,
+        };
+        Ok(((after + self.down.forward(&gated)?)?, seen))
     }
 }
 
