@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvsculpt_llm::commands::{capture, eval, retrieval, sensitivity};
+use kvsculpt_llm::commands::{capture, chat, eval, retrieval, sensitivity};
 
 /// A real language model over a compressed key-value cache, end to end.
 #[derive(Debug, Parser)]
@@ -16,6 +16,7 @@ struct Program {
 #[derive(Debug, Subcommand)]
 enum Command {
     Capture(capture::Arguments),
+    Chat(chat::Arguments),
     Eval(eval::Arguments),
     Sensitivity(sensitivity::Arguments),
     Retrieval(retrieval::Arguments),
@@ -24,6 +25,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Program::parse().command {
         Command::Capture(arguments) => capture::run(&arguments),
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Retrieval(arguments) => retrieval::run(&arguments),
         Command::Sensitivity(arguments) => sensitivity::run(&arguments),

@@ -62,9 +62,15 @@ impl Watch for Recorder {
 pub fn capture(name: &str, config: &Config, cache: &Cache, context: &Recorder, probe: Option<&Recorder>) -> Result<Capture> {
     let mut layers = Vec::with_capacity(config.layers);
     for (index, place) in cache.layers.iter().enumerate() {
-        let pairs = place.even().with_context(|| format!("layer {index} holds no full context to capture"))?;
+        let pairs = place
+            .even()
+            .with_context(|| format!("layer {index} holds no full context to capture"))?;
         let (kv_heads, tokens, dim) = pairs.key.dims3()?;
-        ensure!(tokens == cache.position, "the cache has {tokens} tokens and is at position {}", cache.position);
+        ensure!(
+            tokens == cache.position,
+            "the cache has {tokens} tokens and is at position {}",
+            cache.position
+        );
         layers.push(Layer {
             index,
             kv_heads,

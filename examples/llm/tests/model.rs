@@ -87,7 +87,9 @@ fn a_text_read_in_parts_is_the_text_read_at_once() {
 /// makes up for it, heads of one layer of different lengths.
 fn rearranged(cache: &Cache, copies: impl Fn(usize, usize) -> usize) -> Compressed {
     let layers = cache.layers.iter().enumerate().map(|(index, layer)| {
-        let Some(Memory::Even(pairs)) = &layer.memory else { panic!("not sealed") };
+        let Some(Memory::Even(pairs)) = &layer.memory else {
+            panic!("not sealed")
+        };
         let key: Vec<Vec<Vec<f32>>> = pairs.key.to_vec3().unwrap();
         let value: Vec<Vec<Vec<f32>>> = pairs.value.to_vec3().unwrap();
         let dim = key[0][0].len();
@@ -141,7 +143,9 @@ fn a_ragged_cache_with_biases_that_holds_everything_loses_nothing() {
             }
         }
         // The test above would pass if the context were not read at all.
-        let without = reading.cache.compressed(&rearranged(&reading.cache, |_, token| usize::from(token < 20)), &Device::Cpu);
+        let without = reading
+            .cache
+            .compressed(&rearranged(&reading.cache, |_, token| usize::from(token < 20)), &Device::Cpu);
         let without = follow(&model, &without.unwrap(), &text[40..], &mut ()).unwrap();
         assert!((0..8).any(|row| (full.log_probability(row, 1) - without.log_probability(row, 1)).abs() > 1e-3));
     }
@@ -170,7 +174,14 @@ fn a_cache_of_another_model_is_refused_in_words() {
     assert!(error.contains("layer 9"), "{error}");
     let mut short = rearranged(&reading.cache, |_, _| 1);
     short.layers[1].lengths.push(0);
-    assert!(reading.cache.compressed(&short, &Device::Cpu).unwrap_err().to_string().contains("heads"));
+    assert!(
+        reading
+            .cache
+            .compressed(&short, &Device::Cpu)
+            .unwrap_err()
+            .to_string()
+            .contains("heads")
+    );
 }
 
 #[test]
@@ -189,8 +200,20 @@ fn a_capture_holds_what_the_model_saw() {
     follow(&model, &reading.cache, &tokens(5, 4), &mut probe).unwrap();
     let mut before = kvsculpt_llm::record::Recorder::before_rope(&model);
     follow(&model, &reading.cache, &tokens(5, 4), &mut before).unwrap();
-    let turned = reading.capture("text", &model, Some(&probe)).unwrap().layer(1).unwrap().probe_query.unwrap();
-    let mut raw = reading.capture("text", &model, Some(&before)).unwrap().layer(1).unwrap().probe_query.unwrap();
+    let turned = reading
+        .capture("text", &model, Some(&probe))
+        .unwrap()
+        .layer(1)
+        .unwrap()
+        .probe_query
+        .unwrap();
+    let mut raw = reading
+        .capture("text", &model, Some(&before))
+        .unwrap()
+        .layer(1)
+        .unwrap()
+        .probe_query
+        .unwrap();
     for (index, row) in raw.data.chunks_exact_mut(16).enumerate() {
         capture.rope.rotate(row, (33 + index % 5) as f64);
     }

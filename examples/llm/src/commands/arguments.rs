@@ -1,13 +1,12 @@
 //! Arguments that several subcommands share.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
-use kvsculpt::Options;
 use kvsculpt::gpu::Selection;
 use kvsculpt::machine::{Machine, Preference, choose};
-use kvsculpt::options::Method;
-use serde::{Deserialize, Serialize};
+
+use super::variant::{MethodKind, PresetKind, Variant};
 
 /// Which model, and where it computes.
 #[derive(Clone, Debug, Args)]
@@ -86,93 +85,6 @@ impl EngineArguments {
         }
         Ok(choice.open()?)
     }
-}
-
-/// A way to shorten a cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MethodKind {
-    /// Nothing is dropped: the full cache through the compressed path, to check the path
-    Full,
-    /// Pairs drawn at random: the floor
-    Random,
-    /// The pairs of highest summed attention, as they are
-    Select,
-    /// The same keys with values solved by least squares
-    SelectFit,
-    /// Keys by L-BFGS, values by least squares, in turn
-    Kvsculpt,
-}
-
-/// Where options come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PresetKind {
-    /// What measurements on queries never fitted favour
-    Default,
-    /// The paper's recipe to the letter
-    Published,
-}
-
-/// One way to compress, with all that decides its result.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Variant {
-    /// How.
-    pub method: MethodKind,
-    /// Where the options come from.
-    pub preset: PresetKind,
-    /// The fraction of pairs kept; 1 where nothing is dropped.
-    pub keep: f64,
-    /// All options.
-    #[serde(skip)]
-    pub options: Options,
-}
-
-impl Variant {
-    /// The preset's options with the method, `keep` and then `changes`, a JSON object of options, put over them.
-    ///
-    /// # Errors
-    /// A change that names no option or does not fit it, or options without meaning.
-    pub fn new(method: MethodKind, preset: PresetKind, keep: f64, changes: Option<&str>) -> Result<Self> {
-        let mut options = match preset {
-            PresetKind::Default => Options::default(),
-            PresetKind::Published => Options::published(),
-        };
-        options.method = match method {
-            MethodKind::Random => Method::Random,
-            MethodKind::Select => Method::Select,
-            MethodKind::SelectFit => Method::SelectFit,
-            MethodKind::Full | MethodKind::Kvsculpt => Method::Kvsculpt,
-        };
-        if method == MethodKind::Full {
-            return Ok(Self { method, preset, keep: 1.0, options });
-        }
-        options.keep = keep;
-        if let Some(changes) = changes {
-            options = changed(&options, changes).with_context(|| format!("--set {changes}"))?;
-        }
-        options.validate()?;
-        Ok(Self {
-            method,
-            preset,
-            keep: options.keep,
-            options,
-        })
-    }
-}
-
-fn changed(options: &Options, changes: &str) -> Result<Options> {
-    let mut all = serde_json::to_value(options)?;
-    let serde_json::Value::Object(changes) = serde_json::from_str(changes)? else {
-        bail!("is no JSON object; write for example {{\"steps\": 20}}");
-    };
-    for (name, value) in changes {
-        match all.get_mut(&name) {
-            Some(place) => *place = value,
-            None => bail!("there is no option `{name}`"),
-        }
-    }
-    Ok(serde_json::from_value(all)?)
 }
 
 /// Which ways to compress are compared.

@@ -1,19 +1,19 @@
 //! `chat`: questions about a long document, answered over its compressed cache.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _, stdin, stdout};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
-use kvsculpt::solver::Request;
 
-use super::arguments::{EngineArguments, MethodKind, ModelArguments, PresetKind, Variant};
+use super::arguments::{EngineArguments, ModelArguments};
 use super::progress::Progress;
 use super::session::Session;
+use super::variant::{MethodKind, PresetKind, Variant};
 use crate::model::{Cache, Products};
-use crate::text::{Conversation, Template, Tokenizer};
+use crate::text::Conversation;
 
 /// What the model is told before the document.
 const INSTRUCTION: &str = "Read this document. Questions about it will follow.";
@@ -105,7 +105,9 @@ fn shortened(session: &Session, document: &str, arguments: &Arguments, progress:
     let tokens = session.tokenizer.encode(document)?;
     let trained = session.model.config().context_length;
     // Half the rest for a few questions, half for the answers; the template's own words are few.
-    let most = arguments.tokens.unwrap_or_else(|| trained - (trained / 4).min(4 * arguments.answer + 512));
+    let most = arguments
+        .tokens
+        .unwrap_or_else(|| trained - (trained / 4).min(4 * arguments.answer + 512));
     if tokens.len() <= most {
         return Ok(document.to_owned());
     }
@@ -263,7 +265,7 @@ impl Choice {
         for (token, &logit) in logits.iter().enumerate() {
             let mut score = f64::from(logit);
             if self.temperature > 0.0 {
-                // In (0, 1]: its logarithm is finite or zero, and −ln 0 is +∞ only for a draw of exactly 1.
+                // In (0, 1]: never the logarithm of 0.
                 let drawn = 1.0 - self.random.f64();
                 score = score / self.temperature - (-drawn.ln()).ln();
             }

@@ -10,11 +10,12 @@ use kvsculpt::machine::Machine;
 use kvsculpt::solver::Request;
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{EngineArguments, MethodKind, ModelArguments, PresetKind, Variant, VariantArguments};
+use super::arguments::{EngineArguments, ModelArguments, VariantArguments};
 use super::passage::Passage;
 use super::progress::Progress;
 use super::results::Results;
 use super::session::Session;
+use super::variant::{MethodKind, PresetKind, Variant};
 use super::words::{self, columns, label, number, perhaps};
 use crate::measure::Divergence;
 use crate::model::Products;
@@ -90,24 +91,18 @@ pub struct Row {
 
 impl Passage {
     fn measure(&self, session: &Session, machine: &mut Machine, variant: &Variant, progress: &mut Progress) -> Result<Row> {
-        progress.begin(format!("{} from character {}: {}", self.text, self.offset, label(variant.method, variant.preset, variant.keep)));
+        progress.begin(format!(
+            "{} from character {}: {}",
+            self.text,
+            self.offset,
+            label(variant.method, variant.preset, variant.keep)
+        ));
         let started = Instant::now();
-        let (compressed, probe_error) = if variant.method == MethodKind::Full {
-            (everything(&self.capture)?, None)
-        } else {
-            let request = Request {
-                options: variant.options.clone(),
-                ..Request::default()
-            };
-            let compression = machine.compress(&self.capture, &request, progress)?;
-            let merged = compression.outcomes.iter().filter_map(|head| head.result.probe.map(|errors| errors.merged));
-            let sum: f64 = merged.sum();
-            (compression.compressed, Some(sum / compression.outcomes.len() as f64))
-        };
+        let short = variant.shorten(&self.capture, machine, progress)?;
         let seconds = started.elapsed().as_secs_f64();
-        let short = self.reading.cache.compressed(&compressed, session.model.device())?;
+        let cache = self.reading.cache.compressed(&short.compressed, session.model.device())?;
         let rows = self.full.rows();
-        let found = follow(&session.model, &short, &self.following[..rows], &mut ())?;
+        let found = follow(&session.model, &cache, &self.following[..rows], &mut ())?;
         Ok(Row {
             model: session.name.clone(),
             text: self.text.clone(),
@@ -120,9 +115,9 @@ impl Passage {
             options: variant.options.clone(),
             source: self.capture.digest()?,
             engine: machine.name(),
-            bytes: [self.reading.cache.bytes(), short.bytes()],
+            bytes: [self.reading.cache.bytes(), cache.bytes()],
             seconds: [self.reading.seconds, seconds],
-            probe_error,
+            probe_error: short.probe_error,
             kl: Divergence::new(&self.full, &found, &self.following[1..])?,
         })
     }
@@ -155,7 +150,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 };
                 let row = match results.find(same) {
                     Some(row) => row.clone(),
-                    None => results.add(passage.measure(&session, &mut machine, variant, &mut progress)?)?.clone(),
+                    None => results
+                        .add(passage.measure(&session, &mut machine, variant, &mut progress)?)?
+                        .clone(),
                 };
                 if arguments.json {
                     progress.print(&serde_json::to_string(&row)?);
@@ -171,35 +168,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// All pairs of a capture in the form of a compressed cache.
-///
-/// # Errors
-/// A capture that cannot be read.
-pub fn everything(capture: &Capture) -> Result<Compressed> {
-    let layer = |&index: &usize| -> Result<CompressedLayer> {
-        let layer = capture.layer(index)?;
-        Ok(CompressedLayer {
-            index,
-            dim: layer.dim,
-            value_dim: layer.value_dim,
-            lengths: vec![layer.tokens; layer.kv_heads],
-            key: layer.key,
-            value: layer.value,
-            bias: None,
-            dtype: Dtype::F32,
-        })
-    };
-    Ok(Compressed {
-        layers: capture.layers.iter().map(layer).collect::<Result<_>>()?,
-        metadata: capture.metadata.clone(),
-    })
-}
-
 /// A line a measurement, and where there are several passages the mean over them.
 #[must_use]
 pub fn table(rows: &[Row]) -> String {
     let names = [
-        "model", "text", "keep", "method", "KL", "median", "worst 5", "top-1", "perplexity", "(full)", "probe error", "seconds",
+        "model",
+        "text",
+        "keep",
+        "method",
+        "KL",
+        "median",
+        "worst 5",
+        "top-1",
+        "perplexity",
+        "(full)",
+        "probe error",
+        "seconds",
     ];
     let mut table = columns(&names, &[0, 1, 3]);
     for row in rows {
@@ -227,7 +211,10 @@ fn means(rows: &[Row]) -> String {
     let mut ways: Vec<(&str, String, f64, Vec<&Row>)> = Vec::new();
     for row in rows {
         let (model, way) = (row.model.as_str(), way(row));
-        match ways.iter_mut().find(|known| known.0 == model && known.1 == way && known.2 == row.keep) {
+        match ways
+            .iter_mut()
+            .find(|known| known.0 == model && known.1 == way && known.2 == row.keep)
+        {
             Some(known) => known.3.push(row),
             None => ways.push((model, way, row.keep, vec![row])),
         }
@@ -235,7 +222,10 @@ fn means(rows: &[Row]) -> String {
     if ways.iter().all(|(.., rows)| rows.len() < 2) {
         return String::new();
     }
-    let mut table = columns(&["model", "keep", "method", "passages", "mean KL", "mean top-1", "mean seconds"], &[0, 2]);
+    let mut table = columns(
+        &["model", "keep", "method", "passages", "mean KL", "mean top-1", "mean seconds"],
+        &[0, 2],
+    );
     for (model, way, keep, rows) in ways {
         let mean = |of: fn(&Row) -> f64| rows.iter().map(|row| of(row)).sum::<f64>() / rows.len() as f64;
         table.add_row([

@@ -2,6 +2,7 @@
 
 pub mod arguments;
 pub mod capture;
+pub mod chat;
 pub mod eval;
 pub mod passage;
 pub mod progress;
@@ -9,4 +10,5 @@ pub mod results;
 pub mod retrieval;
 pub mod sensitivity;
 pub mod session;
+pub mod variant;
 pub mod words;

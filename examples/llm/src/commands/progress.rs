@@ -45,6 +45,11 @@ impl Progress {
         self.bar.suspend(|| println!("{text}"));
     }
 
+    /// Prints to standard error above the line.
+    pub fn note(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
+    }
+
     /// Takes the line away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

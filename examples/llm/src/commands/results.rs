@@ -32,7 +32,10 @@ impl<Row: Serialize + DeserializeOwned> Results<Row> {
             let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
             let mut text = Vec::new();
             file.read_to_end(&mut text)?;
-            let rows = text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+            let rows = text
+                .split(|&byte| byte == b'\n')
+                .filter_map(|line| serde_json::from_slice(line).ok())
+                .collect();
             // A run that was cut off in the middle of a line: the next one begins on a line of its own.
             if text.last().is_some_and(|&byte| byte != b'\n') {
                 file.write_all(b"\n")?;

@@ -10,16 +10,16 @@ use kvsculpt::cache::Capture;
 use kvsculpt::solver::Request;
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{EngineArguments, MethodKind, ModelArguments, PresetKind, Variant, VariantArguments};
+use super::arguments::{EngineArguments, ModelArguments, VariantArguments};
 use super::progress::Progress;
 use super::results::Results;
 use super::session::{Session, name};
 use super::words::{columns, label, way};
-use crate::machine::Machine;
 use crate::measure::planting::{Needle, Planted, ends_sentence, needles};
 use crate::measure::recall::{Recall, ask};
 use crate::model::{Cache, Products};
 use crate::reading::Reading;
+use kvsculpt::machine::Machine;
 
 /// Tokens of a passage that the model is given again.
 const CUE: usize = 16;
@@ -166,12 +166,17 @@ impl Haystack {
         let mut depths = arguments.depths.clone();
         depths.sort_by(f64::total_cmp);
         let at_depth = |index: usize| depths[index / arguments.needles];
-        let deep: Vec<(f64, &[u32])> = drawn.iter().enumerate().map(|(index, needle)| (at_depth(index), needle.tokens.as_slice())).collect();
+        let deep: Vec<(f64, &[u32])> = drawn
+            .iter()
+            .enumerate()
+            .map(|(index, needle)| (at_depth(index), needle.tokens.as_slice()))
+            .collect();
         let planted = Planted::new(&text, |token| ends_sentence(&session.tokenizer, token), &deep, count)?;
         let mut placed = planted.places.iter().map(|place| place.start).zip(drawn.iter().cloned());
         let questions = |&depth: &f64| -> Result<Questions> {
             let passage = planted.passage(depth, CUE + CONTINUATION);
-            let passage = passage.context("no passage between needles is long enough to be copied; give fewer --needles or more --tokens")?;
+            let passage =
+                passage.context("no passage between needles is long enough to be copied; give fewer --needles or more --tokens")?;
             Ok(Questions {
                 depth,
                 needles: placed.by_ref().take(arguments.needles).collect(),
@@ -193,7 +198,14 @@ impl Haystack {
     }
 
     /// Asks everything from the short cache of `variant`, or from the full one.
-    fn measure(&self, session: &Session, machine: &mut Machine, variant: &Variant, arguments: &Arguments, progress: &mut Progress) -> Result<Row> {
+    fn measure(
+        &self,
+        session: &Session,
+        machine: &mut Machine,
+        variant: &Variant,
+        arguments: &Arguments,
+        progress: &mut Progress,
+    ) -> Result<Row> {
         let full = variant.method == MethodKind::Full;
         let what = label(variant.method, variant.preset, variant.keep);
         progress.begin(format!("{} from character {}: {what}", self.text, self.offset));
@@ -201,12 +213,8 @@ impl Haystack {
         let cache = if full {
             self.reading.cache.clone()
         } else {
-            let request = Request {
-                options: variant.options.clone(),
-                ..Request::default()
-            };
-            let compression = machine.compress(&self.capture, &request, progress)?;
-            self.reading.cache.compressed(&compression.compressed, session.model.device())?
+            let short = variant.shorten(&self.capture, machine, progress)?;
+            self.reading.cache.compressed(&short.compressed, session.model.device())?
         };
         let seconds = started.elapsed().as_secs_f64();
         progress.begin(format!("{} from character {}: asking, {what}", self.text, self.offset));
@@ -240,12 +248,21 @@ impl Haystack {
 /// # Errors
 /// In words for the user.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(arguments.tokens > 0 && arguments.needles > 0, "--tokens and --needles must be at least 1");
+    ensure!(
+        arguments.tokens > 0 && arguments.needles > 0,
+        "--tokens and --needles must be at least 1"
+    );
     for depth in &arguments.depths {
         ensure!((0.0..=1.0).contains(depth), "--depths: {depth} is not a fraction from 0 to 1");
     }
     let mut variants = vec![Variant::new(MethodKind::Full, PresetKind::Default, 1.0, None)?];
-    variants.extend(arguments.variants.variants()?.into_iter().filter(|variant| variant.method != MethodKind::Full));
+    variants.extend(
+        arguments
+            .variants
+            .variants()?
+            .into_iter()
+            .filter(|variant| variant.method != MethodKind::Full),
+    );
     let mut results = Results::<Row>::open(arguments.output.as_deref())?;
     let mut machine = arguments.engine.open()?;
     let mut progress = Progress::new();
@@ -255,7 +272,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         for &offset in &arguments.offset {
             let haystack = Haystack::read(&session, path, offset, arguments, &mut progress)?;
             let (source, engine) = (haystack.capture.digest()?, machine.name());
-            let asked = |row: &Row| row.depths.iter().map(|depth| (depth.depth, depth.copied_from)).eq(haystack.questions.iter().map(|at| (at.depth, at.copied_from)));
+            let asked = |row: &Row| {
+                row.depths
+                    .iter()
+                    .map(|depth| (depth.depth, depth.copied_from))
+                    .eq(haystack.questions.iter().map(|at| (at.depth, at.copied_from)))
+            };
             for variant in &variants {
                 let full = variant.method == MethodKind::Full;
                 let same = |row: &Row| {
@@ -268,7 +290,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 };
                 let row = match results.find(same) {
                     Some(row) => row.clone(),
-                    None => results.add(haystack.measure(&session, &mut machine, variant, arguments, &mut progress)?)?.clone(),
+                    None => results
+                        .add(haystack.measure(&session, &mut machine, variant, arguments, &mut progress)?)?
+                        .clone(),
                 };
                 if arguments.json {
                     progress.print(&serde_json::to_string(&row)?);
@@ -306,7 +330,10 @@ pub fn table(rows: &[Row]) -> String {
     let mut ways: Vec<Way<'_>> = Vec::new();
     for row in rows {
         let name = way(row.method, row.preset, "full");
-        match ways.iter_mut().find(|way| way.model == row.model && way.name == name && way.keep == row.keep) {
+        match ways
+            .iter_mut()
+            .find(|way| way.model == row.model && way.name == name && way.keep == row.keep)
+        {
             Some(way) => way.rows.push(row),
             None => ways.push(Way {
                 model: &row.model,
@@ -317,7 +344,15 @@ pub fn table(rows: &[Row]) -> String {
         }
     }
     let names = [
-        "model", "keep", "method", "passages", "needles exact", "log-prob", "copying top-1", "log-prob", "seconds",
+        "model",
+        "keep",
+        "method",
+        "passages",
+        "needles exact",
+        "log-prob",
+        "copying top-1",
+        "log-prob",
+        "seconds",
     ];
     let mut table = columns(&names, &[0, 2]);
     for way in &ways {
@@ -339,6 +374,7 @@ pub fn table(rows: &[Row]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::variant::{MethodKind, PresetKind, Variant};
     use super::*;
 
     fn row(method: MethodKind, exact: [bool; 2], copy_top1: f64) -> Row {
@@ -381,6 +417,9 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 4, "{table}");
         assert!(lines[2].contains("full") && lines[2].contains("100.0 %"), "{table}");
-        assert!(lines[3].contains("25.0 %") && lines[3].contains("50.0 %") && lines[3].contains("-2.00"), "{table}");
+        assert!(
+            lines[3].contains("25.0 %") && lines[3].contains("50.0 %") && lines[3].contains("-2.00"),
+            "{table}"
+        );
     }
 }

@@ -10,16 +10,17 @@ use kvsculpt::cache::Compressed;
 use kvsculpt::solver::Request;
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{EngineArguments, MethodKind, ModelArguments, PresetKind, Variant};
+use super::arguments::{EngineArguments, ModelArguments};
 use super::passage::Passage;
 use super::progress::Progress;
 use super::results::Results;
 use super::session::Session;
+use super::variant::{MethodKind, PresetKind, Variant};
 use super::words::{columns, number, perhaps};
-use crate::machine::Machine;
 use crate::measure::sensitivities::{self, Sensitivities};
 use crate::measure::sensitivity::{LayerEffect, Replay};
 use crate::model::{Memory, Products};
+use kvsculpt::machine::Machine;
 
 /// Measure how much what the model says reacts to an error in each layer and head; once a model.
 ///
@@ -129,7 +130,9 @@ impl Measurement<'_> {
         let replay = Replay::new(&session.model, &passage.reading.cache, &passage.following[..next])?;
         let noise = replay.noise()?;
         let layers = session.model.config().layers;
-        let missing: Vec<usize> = (0..layers).filter(|&layer| self.known(&session.name, &source, layer).is_none()).collect();
+        let missing: Vec<usize> = (0..layers)
+            .filter(|&layer| self.known(&session.name, &source, layer).is_none())
+            .collect();
         if !missing.is_empty() {
             self.measure(session, &passage, &replay, &missing)?;
         }

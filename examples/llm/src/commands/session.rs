@@ -1,6 +1,6 @@
 //! A model and the texts it reads.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -8,7 +8,8 @@ use super::arguments::ModelArguments;
 use super::progress::Progress;
 use crate::model::{Model, Products};
 use crate::reading::Reading;
-use crate::text::Tokenizer;
+use crate::source;
+use crate::text::{Template, Tokenizer};
 
 /// An open model.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub struct Session {
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Its chat template.
+    pub template: Template,
     /// Its file's name.
     pub name: String,
 }
@@ -28,12 +31,13 @@ impl Session {
     /// A model that cannot be found, read or run.
     pub fn open(arguments: &ModelArguments, products: Products, progress: &mut Progress) -> Result<Self> {
         progress.begin(format!("opening {}", arguments.model));
-        let path = PathBuf::from(&arguments.model);
+        let path = source::find(&arguments.model)?;
         let (content, model) = Model::open(&path, &arguments.model_device.open()?, products)?;
         let tokenizer = Tokenizer::from_gguf(&content).with_context(|| path.display().to_string())?;
         Ok(Self {
             model,
             tokenizer,
+            template: Template::from_gguf(&content),
             name: name(&path),
         })
     }

@@ -87,7 +87,10 @@ impl Distributions {
     /// `exp` of the mean surprise at `targets[row]`, the token that really came after each row; rows without one are left out.
     #[must_use]
     pub fn perplexity(&self, targets: &[u32]) -> f64 {
-        let surprises = targets.iter().zip(0..self.rows()).map(|(&token, row)| -self.log_probability(row, token as usize));
+        let surprises = targets
+            .iter()
+            .zip(0..self.rows())
+            .map(|(&token, row)| -self.log_probability(row, token as usize));
         (surprises.sum::<f64>() / targets.len().min(self.rows()).max(1) as f64).exp()
     }
 }

@@ -49,7 +49,12 @@ pub(super) fn attend(query: &Tensor, cache: &LayerCache, recent: &Pairs, causal:
         Some(Memory::Ragged(context)) => {
             let outputs = context.iter().enumerate().map(|(head, context)| {
                 let one = |tensor: &Tensor| tensor.narrow(0, head, 1);
-                merged(&biased(&one(&stacked)?, context)?, &context.value.unsqueeze(0)?, &one(&scores)?, &one(&recent.value)?)
+                merged(
+                    &biased(&one(&stacked)?, context)?,
+                    &context.value.unsqueeze(0)?,
+                    &one(&scores)?,
+                    &one(&recent.value)?,
+                )
             });
             Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?
         }

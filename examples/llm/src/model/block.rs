@@ -51,7 +51,14 @@ pub struct Seen {
 
 impl Block {
     /// `hidden: [rows, hidden]` at the positions of `angles`; its pairs are appended to the cache.
-    pub(super) fn forward(&self, config: &Config, hidden: &Tensor, cache: &mut LayerCache, angles: &Angles, causal: &Causal) -> Result<(Tensor, Seen)> {
+    pub(super) fn forward(
+        &self,
+        config: &Config,
+        hidden: &Tensor,
+        cache: &mut LayerCache,
+        angles: &Angles,
+        causal: &Causal,
+    ) -> Result<(Tensor, Seen)> {
         let x = self.attention_norm.forward(hidden)?;
         let query = by_head(&self.query.forward(&x)?, config.heads)?;
         let key = by_head(&self.key.forward(&x)?, config.kv_heads)?;

@@ -116,7 +116,11 @@ impl Cache {
         for layer in &short.layers {
             let place = cache.layers.get_mut(layer.index);
             let Some(place) = place else {
-                anyhow::bail!("the compressed cache has a layer {}, the model has {}", layer.index, self.layers.len());
+                anyhow::bail!(
+                    "the compressed cache has a layer {}, the model has {}",
+                    layer.index,
+                    self.layers.len()
+                );
             };
             if let Some(pairs) = place.even() {
                 let (heads, _, dim) = pairs.key.dims3()?;
@@ -158,8 +162,13 @@ fn heads(layer: &CompressedLayer, device: &Device) -> Result<Vec<HeadPairs>> {
     let mut heads = Vec::with_capacity(layer.lengths.len());
     for &length in &layer.lengths {
         let rows = first..first + length;
-        let tensor = |array: &[f32], channels: usize| Tensor::from_slice(&array[rows.start * channels..rows.end * channels], (length, channels), device);
-        let bias = layer.bias.as_ref().map(|bias| Tensor::from_slice(&bias[rows.clone()], length, device));
+        let tensor = |array: &[f32], channels: usize| {
+            Tensor::from_slice(&array[rows.start * channels..rows.end * channels], (length, channels), device)
+        };
+        let bias = layer
+            .bias
+            .as_ref()
+            .map(|bias| Tensor::from_slice(&bias[rows.clone()], length, device));
         heads.push(HeadPairs {
             key: tensor(&layer.key, layer.dim)?,
             value: tensor(&layer.value, layer.value_dim)?,

@@ -110,7 +110,10 @@ fn scaling(content: &Content, key: &str, factors: Option<&[f32]>) -> Result<Opti
 }
 
 fn value<'a>(content: &'a Content, key: &str) -> Result<&'a Value> {
-    content.metadata.get(key).with_context(|| format!("the file's metadata lack `{key}`"))
+    content
+        .metadata
+        .get(key)
+        .with_context(|| format!("the file's metadata lack `{key}`"))
 }
 
 fn text(content: &Content, key: &str) -> Result<String> {
@@ -130,6 +133,10 @@ fn float(content: &Content, key: &str) -> Result<f64> {
     let value = value(content, key)?;
     match value {
         Value::F64(wide) => Ok(*wide),
-        _ => Ok(f64::from(value.to_f32().with_context(|| format!("`{key}` is {value:?}, and a number is needed"))?)),
+        _ => Ok(f64::from(
+            value
+                .to_f32()
+                .with_context(|| format!("`{key}` is {value:?}, and a number is needed"))?,
+        )),
     }
 }

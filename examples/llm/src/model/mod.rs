@@ -78,7 +78,12 @@ impl Model {
     /// As [`open`](Self::open), without the path.
     pub fn new<R: Read + Seek>(content: &Content, file: &mut R, device: &Device, products: Products) -> Result<Self> {
         const FACTORS: &str = "rope_freqs.weight";
-        let mut weights = Weights { content, file, device, products };
+        let mut weights = Weights {
+            content,
+            file,
+            device,
+            products,
+        };
         let factors = weights.optional(FACTORS)?.map(|factors| factors.to_vec1::<f32>()).transpose()?;
         let config = Config::new(content, factors.as_deref())?;
         let blocks = (0..config.layers).map(|layer| weights.block(layer, config.epsilon));

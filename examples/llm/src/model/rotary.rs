@@ -20,7 +20,10 @@ impl Angles {
         let table = |of: fn(f64) -> f64| {
             let entries = (first..first + rows).flat_map(|position| {
                 #[allow(clippy::cast_possible_truncation, reason = "computed in f64, kept in f32")]
-                rotary.frequencies.iter().map(move |frequency| of(frequency * position as f64) as f32)
+                rotary
+                    .frequencies
+                    .iter()
+                    .map(move |frequency| of(frequency * position as f64) as f32)
             });
             Tensor::from_iter(entries, device)?.reshape(shape)
         };

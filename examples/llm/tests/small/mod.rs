@@ -61,7 +61,9 @@ impl Small {
         let mut random = fastrand::Rng::with_seed(11);
         let mut weights: Vec<(String, QTensor)> = Vec::new();
         let mut add = |name: String, shape: &[usize], middle: f32, spread: f32, dtype: GgmlDType| {
-            let numbers: Vec<f32> = (0..shape.iter().product()).map(|_| middle + spread * (random.f32() * 2.0 - 1.0)).collect();
+            let numbers: Vec<f32> = (0..shape.iter().product())
+                .map(|_| middle + spread * (random.f32() * 2.0 - 1.0))
+                .collect();
             let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap();
             weights.push((name, QTensor::quantize(&tensor, dtype).unwrap()));
         };
@@ -72,7 +74,8 @@ impl Small {
             add("output.weight".into(), &[self.vocabulary, hidden], 0.0, 0.5, self.dtype);
         }
         for layer in 0..LAYERS {
-            let mut block = |part: &str, shape: &[usize], middle, spread, dtype| add(format!("blk.{layer}.{part}"), shape, middle, spread, dtype);
+            let mut block =
+                |part: &str, shape: &[usize], middle, spread, dtype| add(format!("blk.{layer}.{part}"), shape, middle, spread, dtype);
             block("attn_norm.weight", &[hidden], 1.0, 0.3, GgmlDType::F32);
             block("ffn_norm.weight", &[hidden], 1.0, 0.3, GgmlDType::F32);
             block("attn_q.weight", &[hidden, hidden], 0.0, 0.5, self.dtype);
@@ -122,5 +125,9 @@ pub fn assert_close(found: &[f32], wanted: &[f32], tolerance: f64, what: &str) {
     let of = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|x| x * x).sum::<f64>().sqrt();
     let distance = of(&mut found.iter().zip(wanted).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     let size = of(&mut wanted.iter().map(|a| f64::from(*a)));
-    assert!(distance <= tolerance * size, "{what}: off by {:.2e} of its size, {tolerance:.0e} is allowed", distance / size);
+    assert!(
+        distance <= tolerance * size,
+        "{what}: off by {:.2e} of its size, {tolerance:.0e} is allowed",
+        distance / size
+    );
 }
