@@ -1,7 +1,7 @@
 //! Text to tokens and back, from nothing but the GGUF file.
 
-use super::pipeline;
 use super::vocabulary::{Kind, Vocabulary};
+use super::{pipeline, sentencepiece};
 use anyhow::{Result, anyhow, bail};
 use candle_core::quantized::gguf_file::Content;
 use std::collections::BTreeSet;
@@ -46,9 +46,10 @@ impl Tokenizer {
         let vocabulary = Vocabulary::read(content)?;
         let inner = match vocabulary.text("tokenizer.ggml.model") {
             Some("gpt2") => pipeline::byte_level(&vocabulary)?,
+            Some("llama") => sentencepiece::by_scores(&vocabulary)?,
             Some(other) => bail!(
-                "the GGUF file's tokenizer is of the kind `{other}` (tokenizer.ggml.model), and only `gpt2` is understood; \
-                 use a model of the Llama 3, Qwen 2 or SmolLM family"
+                "the GGUF file's tokenizer is of the kind `{other}` (tokenizer.ggml.model), and only `gpt2` and `llama` are understood; \
+                 use a model of the Llama, Mistral, Qwen 2, SmolLM or Gemma family"
             ),
             None => {
                 bail!("the GGUF file names no kind of tokenizer (tokenizer.ggml.model); use a file that was converted with its tokenizer")
