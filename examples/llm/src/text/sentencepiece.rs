@@ -44,10 +44,9 @@ pub(super) fn by_scores(vocabulary: &Vocabulary<'_>) -> Result<tokenizers::Token
             .map_err(|error| anyhow!("{error}"))
             .context("spaces cannot be replaced")
     };
-    let space_first = vocabulary.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
     let mut decoders = vec![replace(SPACE, " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
-    if space_first {
+    if puts_space_first(vocabulary) {
         normalizers.push(Prepend::new(SPACE.to_owned()).into());
         decoders.push(Strip::new(' ', 1, 0).into());
     }
@@ -58,6 +57,11 @@ pub(super) fn by_scores(vocabulary: &Vocabulary<'_>) -> Result<tokenizers::Token
     tokenizer.with_decoder(Some(Decoders::new(decoders)));
     add_tokens(&mut tokenizer, vocabulary, true)?;
     Ok(tokenizer)
+}
+
+/// Whether text that begins anew gets a space before it, as these vocabularies want unless their file says otherwise.
+pub(super) fn puts_space_first(vocabulary: &Vocabulary<'_>) -> bool {
+    vocabulary.text("tokenizer.ggml.model") == Some("llama") && vocabulary.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true)
 }
 
 /// Every pair of pieces that makes a piece, the piece of the highest score first.
@@ -90,11 +94,11 @@ fn merges(vocabulary: &Vocabulary<'_>) -> Result<Vec<(String, String)>> {
 
 #[cfg(test)]
 mod tests {
-    use crate::text::Tokenizer;
+    use crate::text::{Piece, Tokenizer};
     use candle_core::quantized::gguf_file::{Content, Value, VersionedMagic};
 
-    /// The unknown piece, a beginning, `ab` above `bc` above `▁a`, a user-defined piece, single letters, and the bytes of `é`.
-    const PIECES: [(&str, f32, u8); 14] = [
+    /// The unknown piece, a beginning, `ab` above `bc` above `▁a`, a user-defined piece, single letters, and the bytes of `é` and of a line break.
+    const PIECES: [(&str, f32, u8); 15] = [
         ("<unk>", 0.0, 2),
         ("<s>", 0.0, 3),
         ("</s>", 0.0, 3),
@@ -109,6 +113,7 @@ mod tests {
         ("a", -7.0, 1),
         ("b", -8.0, 1),
         ("c", -9.0, 1),
+        ("<0x0A>", 0.0, 6),
     ];
 
     fn content(more: &[(&str, Value)]) -> Content {
@@ -160,6 +165,15 @@ mod tests {
     }
 
     #[test]
+    fn text_that_goes_on_gets_no_space() {
+        let tokenizer = tokenizer(&[]);
+        let continued = |pieces: &[Piece]| tokenizer.encode_continued(pieces).unwrap();
+        assert_eq!(continued(&[Piece::Words("abc".to_owned())]), [5, 13]);
+        assert_eq!(continued(&[Piece::Words("\na".to_owned())]), [14, 11]);
+        assert_eq!(continued(&[Piece::Markup("</s>a".to_owned())]), [2, 7]);
+    }
+
+    #[test]
     fn bytes_and_user_defined_pieces_are_found() {
         let tokenizer = tokenizer(&[("tokenizer.ggml.add_space_prefix", Value::Bool(false))]);
         assert_eq!(pieces(&tokenizer, "é  a"), ["<0xC3>", "<0xA9>", "▁▁", "a"]);
@@ -171,6 +185,6 @@ mod tests {
         let refused = |key, value| Tokenizer::from_gguf(&content(&[(key, value)])).unwrap_err().to_string();
         assert!(refused("tokenizer.ggml.remove_extra_whitespaces", Value::Bool(true)).contains("rewrites text"));
         assert!(refused("tokenizer.ggml.precompiled_charsmap", Value::Array(Vec::new())).contains("rewrites text"));
-        assert!(refused("tokenizer.ggml.scores", Value::Array(Vec::new())).contains("14 tokens but 0 scores"));
+        assert!(refused("tokenizer.ggml.scores", Value::Array(Vec::new())).contains("15 tokens but 0 scores"));
     }
 }
