@@ -1,6 +1,7 @@
 //! Between text and tokens: the tokenizer of a GGUF file and its chat template.
 
 mod pipeline;
+mod sentencepiece;
 mod template;
 mod tokenizer;
 mod vocabulary;

@@ -232,9 +232,14 @@ impl Conversation {
         [Piece::Words(question.trim().to_owned()), Piece::Markup(self.after_question.clone())]
     }
 
+    /// The tokens of [`Self::first_question`], going on from the prefix.
+    pub fn first_question_tokens(&self, tokenizer: &Tokenizer, question: &str) -> Result<Vec<u32>> {
+        tokenizer.encode_continued(&self.first_question(question))
+    }
+
     /// The tokens of [`Self::next_question`] after an answer whose last token was `last`: one that ends a turn is not said again.
     pub fn next_question_tokens(&self, tokenizer: &Tokenizer, question: &str, last: Option<u32>) -> Result<Vec<u32>> {
-        let mut ids = tokenizer.encode_pieces(&self.next_question(question))?;
+        let mut ids = tokenizer.encode_continued(&self.next_question(question))?;
         if last.is_some_and(|last| tokenizer.is_end(last) && ids.first() == Some(&last)) {
             ids.remove(0);
         }

@@ -1,7 +1,7 @@
 //! Text to tokens and back, from nothing but the GGUF file.
 
-use super::pipeline;
 use super::vocabulary::{Kind, Vocabulary};
+use super::{pipeline, sentencepiece};
 use anyhow::{Result, anyhow, bail};
 use candle_core::quantized::gguf_file::Content;
 use std::collections::BTreeSet;
@@ -38,6 +38,8 @@ pub struct Tokenizer {
     beginning: Option<u32>,
     ends: BTreeSet<u32>,
     size: usize,
+    /// Whether a space is put before a text that begins anew (SentencePiece).
+    space_first: bool,
 }
 
 impl Tokenizer {
@@ -46,9 +48,10 @@ impl Tokenizer {
         let vocabulary = Vocabulary::read(content)?;
         let inner = match vocabulary.text("tokenizer.ggml.model") {
             Some("gpt2") => pipeline::byte_level(&vocabulary)?,
+            Some("llama") => sentencepiece::by_scores(&vocabulary)?,
             Some(other) => bail!(
-                "the GGUF file's tokenizer is of the kind `{other}` (tokenizer.ggml.model), and only `gpt2` is understood; \
-                 use a model of the Llama 3, Qwen 2 or SmolLM family"
+                "the GGUF file's tokenizer is of the kind `{other}` (tokenizer.ggml.model), and only `gpt2` and `llama` are understood; \
+                 use a model of the Llama, Mistral, Qwen 2, SmolLM or Gemma family"
             ),
             None => {
                 bail!("the GGUF file names no kind of tokenizer (tokenizer.ggml.model); use a file that was converted with its tokenizer")
@@ -66,6 +69,7 @@ impl Tokenizer {
             beginning: beginning(&vocabulary),
             ends: ends(&vocabulary),
             size: vocabulary.tokens.len(),
+            space_first: sentencepiece::puts_space_first(&vocabulary),
         })
     }
 
@@ -105,6 +109,21 @@ impl Tokenizer {
         }
         ids.extend(self.encode(&text)?);
         Ok(ids)
+    }
+
+    /// The tokens of pieces that go on from text already read: no space is put before them as before a text that begins anew.
+    pub fn encode_continued(&self, pieces: &[Piece]) -> Result<Vec<u32>> {
+        if !self.space_first {
+            return self.encode_pieces(pieces);
+        }
+        // A line break takes the space upon itself and joins with nothing after it: its tokens can be cut off again.
+        let line_break = Piece::Words("\n".to_owned());
+        let start = self.encode_pieces(std::slice::from_ref(&line_break))?;
+        let ids = self.encode_pieces(&[std::slice::from_ref(&line_break), pieces].concat())?;
+        match ids.strip_prefix(start.as_slice()) {
+            Some(continued) => Ok(continued.to_vec()),
+            None => self.encode_pieces(pieces),
+        }
     }
 
     /// Where the first control token of a text begins, its length in bytes, its id.

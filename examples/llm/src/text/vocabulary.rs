@@ -71,6 +71,10 @@ impl<'a> Vocabulary<'a> {
         self.kind(id).map(|_| id)
     }
 
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.content.metadata.contains_key(key)
+    }
+
     pub(super) fn flag(&self, key: &str) -> Option<bool> {
         self.content.metadata.get(key)?.to_bool().ok()
     }
