@@ -1,5 +1,7 @@
 //! Models of a few thousand random weights, as GGUF files in memory.
 
+#![allow(dead_code, reason = "each of the tests uses a part of it")]
+
 use std::io::Cursor;
 
 use candle_core::quantized::gguf_file::{Content, Value, write};
