@@ -129,7 +129,9 @@ impl Measurement<'_> {
         let replay = Replay::new(&session.model, &passage.reading.cache, &passage.following[..next])?;
         let noise = replay.noise()?;
         let layers = session.model.config().layers;
-        let missing: Vec<usize> = (0..layers).filter(|&layer| self.known(&session.name, &source, layer).is_none()).collect();
+        let missing: Vec<usize> = (0..layers)
+            .filter(|&layer| self.known(&session.name, &source, layer).is_none())
+            .collect();
         if !missing.is_empty() {
             self.measure(session, &passage, &replay, &missing)?;
         }

@@ -10,7 +10,11 @@ use super::arguments::{MethodKind, PresetKind};
 #[must_use]
 pub fn label(method: MethodKind, preset: PresetKind, keep: f64) -> String {
     let written = |value: Option<PossibleValue>| value.map_or_else(String::new, |value| value.get_name().to_owned());
-    format!("{} ({}) at keep {keep}", written(method.to_possible_value()), written(preset.to_possible_value()))
+    format!(
+        "{} ({}) at keep {keep}",
+        written(method.to_possible_value()),
+        written(preset.to_possible_value())
+    )
 }
 
 /// A way to shorten a cache in a table; `full`: what the full cache is called there.
@@ -32,7 +36,11 @@ pub fn way(method: MethodKind, preset: PresetKind, full: &str) -> String {
 /// Three digits that count.
 #[must_use]
 pub fn number(value: f64) -> String {
-    if value.abs() >= 1e-4 || value == 0.0 { format!("{value:.4}") } else { format!("{value:.1e}") }
+    if value.abs() >= 1e-4 || value == 0.0 {
+        format!("{value:.4}")
+    } else {
+        format!("{value:.1e}")
+    }
 }
 
 /// A figure that may be missing.

@@ -15,7 +15,14 @@ const DIGITS: Range<u32> = 10_000..100_000;
 const BEGINNINGS: [&str; 12] = ["Mar", "Bel", "Tor", "Hal", "Quin", "Ster", "Dun", "Os", "Pem", "Carl", "Wex", "Lin"];
 const ENDINGS: [&str; 8] = ["low", "wick", "den", "more", "stone", "by", "field", "mere"];
 const PLACES: [&str; 8] = [
-    "lighthouse", "observatory", "granary", "archive", "boathouse", "quarry", "foundry", "chapel",
+    "lighthouse",
+    "observatory",
+    "granary",
+    "archive",
+    "boathouse",
+    "quarry",
+    "foundry",
+    "chapel",
 ];
 
 /// A sentence with a number in it, `The access code of the Marlow lighthouse is 48213.`, as tokens.
@@ -46,7 +53,10 @@ impl Needle {
                 && tokenizer.decode(&tokens[start..end])?.trim_start() == number
                 && sentence.starts_with(&format!("{}{number}", spaced(&until(start)?)))
             {
-                return Ok(Self { tokens, answer: start..end });
+                return Ok(Self {
+                    tokens,
+                    answer: start..end,
+                });
             }
         }
         bail!("this model's tokenizer does not cut {sentence:?} before and after its number");
@@ -75,8 +85,15 @@ fn spaced(text: &str) -> String {
 /// # Errors
 /// More than there are names, or as [`Needle::new`].
 pub fn needles(tokenizer: &Tokenizer, count: usize, random: &mut Rng) -> Result<Vec<Needle>> {
-    let mut names: Vec<String> = BEGINNINGS.iter().flat_map(|begin| ENDINGS.map(|end| format!("{begin}{end}"))).collect();
-    ensure!(count <= names.len(), "there are names for {} needles in a passage, and {count} are asked for", names.len());
+    let mut names: Vec<String> = BEGINNINGS
+        .iter()
+        .flat_map(|begin| ENDINGS.map(|end| format!("{begin}{end}")))
+        .collect();
+    ensure!(
+        count <= names.len(),
+        "there are names for {} needles in a passage, and {count} are asked for",
+        names.len()
+    );
     random.shuffle(&mut names);
     let mut numbers: Vec<u32> = Vec::with_capacity(count);
     while numbers.len() < count {
@@ -114,9 +131,9 @@ pub struct Planted {
 }
 
 impl Planted {
-    /// The beginning of `text` with `needles` spliced in, `count` tokens in all. Each comes with its depth in [0, 1], in ascending order, and
-    /// is planted at the end of the first sentence from there on, at most 64 tokens later; of several at one depth each has a
-    /// sentence's end of its own where there are enough. Nothing is planted before the first token.
+    /// The beginning of `text` with `needles` spliced in, `count` tokens in all. Each comes with its depth in [0, 1], in ascending
+    /// order, and is planted at the end of the first sentence from there on, at most 64 tokens later; of several at one depth each
+    /// has a sentence's end of its own where there are enough. Nothing is planted before the first token.
     ///
     /// # Errors
     /// A text that is too short, needles that do not fit, or depths out of order.
@@ -126,7 +143,12 @@ impl Planted {
             2 * added <= count,
             "{added} tokens are planted in {count}; give fewer --needles or more --tokens, so that they are at most half"
         );
-        ensure!(text.len() >= count - added, "the text has {} tokens, and {} are needed", text.len(), count - added);
+        ensure!(
+            text.len() >= count - added,
+            "the text has {} tokens, and {} are needed",
+            text.len(),
+            count - added
+        );
         ensure!(needles.windows(2).all(|pair| pair[0].0 <= pair[1].0), "depths must ascend");
         let text = &text[..count - added];
         let text_ends = text.iter().map(|&token| ends(token)).collect::<Result<Vec<_>>>()?;
@@ -163,7 +185,11 @@ impl Planted {
     pub fn passage(&self, depth: f64, length: usize) -> Option<Range<usize>> {
         let last = self.tokens.len().checked_sub(length)?;
         let goal = at(depth, self.tokens.len()).clamp(1, last.max(1));
-        let free = |&start: &usize| self.places.iter().all(|needle| needle.end <= start || start + length <= needle.start);
+        let free = |&start: &usize| {
+            self.places
+                .iter()
+                .all(|needle| needle.end <= start || start + length <= needle.start)
+        };
         let first = (goal..=last).find(free).or_else(|| (1..goal.min(last + 1)).rev().find(free))?;
         let begins = |&start: &usize| free(&start) && self.ends[start - 1];
         let start = (first..=last.min(first + SEARCH)).find(begins).unwrap_or(first);

@@ -23,7 +23,10 @@ impl Recall {
     /// # Errors
     /// An empty question or answer, or a run of another length.
     pub fn new(found: &Distributions, question: &[u32], answer: &[u32]) -> Result<Self> {
-        ensure!(!question.is_empty() && !answer.is_empty(), "a question and an answer need a token each");
+        ensure!(
+            !question.is_empty() && !answer.is_empty(),
+            "a question and an answer need a token each"
+        );
         let first = question.len() - 1;
         ensure!(
             found.rows() == first + answer.len(),
@@ -65,7 +68,10 @@ mod tests {
     /// Expects these tokens, one a row, of a vocabulary of 5, at twice the weight of all others together.
     fn expecting(tokens: &[usize]) -> Distributions {
         let logit = |token, wanted| if token == wanted { 8.0_f32.ln() } else { 0.0 };
-        let logits: Vec<f32> = tokens.iter().flat_map(|&wanted| (0..5).map(move |token| logit(token, wanted))).collect();
+        let logits: Vec<f32> = tokens
+            .iter()
+            .flat_map(|&wanted| (0..5).map(move |token| logit(token, wanted)))
+            .collect();
         Distributions::new(&Tensor::from_vec(logits, (tokens.len(), 5), &Device::Cpu).unwrap()).unwrap()
     }
 

@@ -89,8 +89,12 @@ impl Sensitivities {
     pub fn new(model: &str, options: &Options, found: Vec<(Passage, Vec<LayerEffect>)>) -> Result<Self> {
         let (passages, effects): (Vec<_>, Vec<_>) = found.into_iter().unzip();
         let first: &[LayerEffect] = effects.first().context("there is no passage to measure over")?;
-        let shape = |layers: &[LayerEffect]| -> Vec<(usize, usize)> { layers.iter().map(|layer| (layer.layer, layer.heads.len())).collect() };
-        ensure!(effects.iter().all(|layers| shape(layers) == shape(first)), "the passages were measured in different layers or heads");
+        let shape =
+            |layers: &[LayerEffect]| -> Vec<(usize, usize)> { layers.iter().map(|layer| (layer.layer, layer.heads.len())).collect() };
+        ensure!(
+            effects.iter().all(|layers| shape(layers) == shape(first)),
+            "the passages were measured in different layers or heads"
+        );
         let noise = passages.iter().map(|passage| passage.noise).fold(0.0, f64::max);
         let mean = |of: &dyn Fn(&[LayerEffect]) -> Effect| {
             let mean = |part: fn(Effect) -> f64| effects.iter().map(|layers| part(of(layers))).sum::<f64>() / effects.len() as f64;
@@ -141,7 +145,10 @@ impl Sensitivities {
     /// A folder that is missing or not writable, or a disk that is full.
     pub fn write(&self, path: &Path) -> Result<()> {
         let written = || -> Result<()> {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
             let mut builder = tempfile::Builder::new();
             // As an ordinary new file would be, minus the user's mask; temporary files are private by default.
             #[cfg(unix)]
@@ -163,8 +170,16 @@ impl Sensitivities {
     pub fn read(path: &Path) -> Result<Self> {
         let read = || -> Result<Self> {
             let found: Self = serde_json::from_slice(&std::fs::read(path)?).context("is no file of sensitivities")?;
-            ensure!(found.format == FORMAT, "is of the format `{}`, and `{FORMAT}` is needed", found.format);
-            ensure!(found.version == VERSION, "is of version {}, and this program reads {VERSION}", found.version);
+            ensure!(
+                found.format == FORMAT,
+                "is of the format `{}`, and `{FORMAT}` is needed",
+                found.format
+            );
+            ensure!(
+                found.version == VERSION,
+                "is of version {}, and this program reads {VERSION}",
+                found.version
+            );
             Ok(found)
         };
         read().with_context(|| path.display().to_string())

@@ -119,7 +119,10 @@ impl<'a> Replay<'a> {
             short.len(),
             errors.len()
         );
-        ensure!(errors.iter().all(|error| error.is_finite()), "layer {layer}: an error on the queries that follow is no number");
+        ensure!(
+            errors.iter().all(|error| error.is_finite()),
+            "layer {layer}: an error on the queries that follow is no number"
+        );
         let whole = Effect {
             kl: self.divergence(layer, Memory::Ragged(short.to_vec()))?,
             error: errors.iter().sum::<f64>() / errors.len() as f64,
