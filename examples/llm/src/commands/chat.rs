@@ -146,13 +146,13 @@ fn prepare(session: &Session, prefix: &[u32], variant: &Variant, arguments: &Arg
 struct Voice {
     name: &'static str,
     cache: Cache,
-    /// None before the first answer; then the token that ended it, where one did.
-    last: Option<Option<u32>>,
+    /// Whether it has answered before.
+    begun: bool,
 }
 
 impl Voice {
     fn new(name: &'static str, cache: Cache) -> Self {
-        Self { name, cache, last: None }
+        Self { name, cache, begun: false }
     }
 }
 
@@ -196,17 +196,21 @@ impl Talk<'_> {
             if !voice.name.is_empty() {
                 print!("[{}] ", voice.name);
             }
-            let tokens = match voice.last {
-                None => self.session.tokenizer.encode_pieces(&self.conversation.first_question(question))?,
-                Some(_) => self.session.tokenizer.encode_pieces(&self.conversation.next_question(question))?,
+            let tokenizer = &self.session.tokenizer;
+            let tokens = if voice.begun {
+                // The token that ended the last answer is not in the cache: it begins what follows.
+                self.conversation.next_question_tokens(tokenizer, question, None)?
+            } else {
+                self.conversation.first_question_tokens(tokenizer, question)?
             };
-            voice.last = Some(self.speak(&mut voice.cache, &tokens)?);
+            self.speak(&mut voice.cache, &tokens)?;
+            voice.begun = true;
         }
         Ok(())
     }
 
-    /// Reads `tokens` and prints what the model says then; returns the token that ended it, which is not put into the cache.
-    fn speak(&self, cache: &mut Cache, tokens: &[u32]) -> Result<Option<u32>> {
+    /// Reads `tokens` and prints what the model says then. The token that ends it is not put into the cache.
+    fn speak(&self, cache: &mut Cache, tokens: &[u32]) -> Result<()> {
         let Session { model, tokenizer, .. } = self.session;
         ensure!(
             cache.position + tokens.len() + self.arguments.answer <= model.config().context_length,
@@ -217,12 +221,11 @@ impl Talk<'_> {
         let mut words = tokenizer.stream();
         let started = Instant::now();
         let mut hidden = model.forward(tokens, cache, &mut ())?;
-        let (mut said, mut ended) = (0, None);
+        let mut said = 0;
         while said < self.arguments.answer {
             let rows = hidden.dim(0)?;
             let token = choice.next(&model.logits(&hidden.narrow(0, rows - 1, 1)?)?)?;
             if tokenizer.is_end(token) {
-                ended = Some(token);
                 break;
             }
             said += 1;
@@ -234,7 +237,7 @@ impl Talk<'_> {
         if stdout().is_terminal() {
             eprintln!("({said} tokens, {:.1} a second)", said as f64 / started.elapsed().as_secs_f64());
         }
-        Ok(ended)
+        Ok(())
     }
 }
 

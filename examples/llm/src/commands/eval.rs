@@ -5,9 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use kvsculpt::cache::{Capture, Compressed, CompressedLayer, Dtype};
 use kvsculpt::machine::Machine;
-use kvsculpt::solver::Request;
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{EngineArguments, ModelArguments, VariantArguments};

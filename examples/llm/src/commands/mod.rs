@@ -4,6 +4,7 @@ pub mod arguments;
 pub mod capture;
 pub mod chat;
 pub mod eval;
+pub mod haystack;
 pub mod passage;
 pub mod progress;
 pub mod results;

@@ -131,9 +131,9 @@ pub struct Planted {
 }
 
 impl Planted {
-    /// The beginning of `text` with `needles` spliced in, `count` tokens in all. Each comes with its depth in [0, 1], in ascending order, and
-    /// is planted at the end of the first sentence from there on, at most 64 tokens later; of several at one depth each has a
-    /// sentence's end of its own where there are enough. Nothing is planted before the first token.
+    /// The beginning of `text` with `needles` spliced in, `count` tokens in all. Each comes with its depth in [0, 1], in ascending
+    /// order, and is planted at the end of the first sentence from there on, at most 64 tokens later; of several at one depth each
+    /// has a sentence's end of its own where there are enough. Nothing is planted before the first token.
     ///
     /// # Errors
     /// A text that is too short, needles that do not fit, or depths out of order.

@@ -1,5 +1,7 @@
 //! Models of a few thousand random weights, as GGUF files in memory.
 
+#![allow(dead_code, reason = "each of the tests uses a part of it")]
+
 use std::io::Cursor;
 
 use candle_core::quantized::gguf_file::{Content, Value, write};
@@ -9,9 +11,9 @@ use kvsculpt_llm::model::{Model, Products};
 
 /// A small model.
 #[derive(Clone, Debug)]
-pub struct Small {
-    pub architecture: &'static str,
-    pub vocabulary: usize,
+pub(crate) struct Small {
+    pub(crate) architecture: &'static str,
+    pub(crate) vocabulary: usize,
     hidden: usize,
     feed_forward: usize,
     dtype: GgmlDType,
@@ -22,7 +24,7 @@ const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 
 impl Small {
-    pub fn llama() -> Self {
+    pub(crate) fn llama() -> Self {
         Self {
             architecture: "llama",
             vocabulary: 50,
@@ -32,7 +34,7 @@ impl Small {
         }
     }
 
-    pub fn qwen2() -> Self {
+    pub(crate) fn qwen2() -> Self {
         Self {
             architecture: "qwen2",
             ..Self::llama()
@@ -40,19 +42,19 @@ impl Small {
     }
 
     /// The same with weights of 8 bits.
-    pub fn quantised(self) -> Self {
+    pub(crate) fn quantised(self) -> Self {
         Self {
             dtype: GgmlDType::Q8_0,
             ..self
         }
     }
 
-    pub fn open(&self) -> (Content, Cursor<Vec<u8>>) {
+    pub(crate) fn open(&self) -> (Content, Cursor<Vec<u8>>) {
         let mut file = Cursor::new(self.bytes());
         (Content::read(&mut file).unwrap(), file)
     }
 
-    pub fn model(&self, products: Products) -> Model {
+    pub(crate) fn model(&self, products: Products) -> Model {
         let (content, mut file) = self.open();
         Model::new(&content, &mut file, &Device::Cpu, products).unwrap()
     }
@@ -114,13 +116,13 @@ impl Small {
 }
 
 /// A text without meaning.
-pub fn tokens(count: usize, seed: u64) -> Vec<u32> {
+pub(crate) fn tokens(count: usize, seed: u64) -> Vec<u32> {
     let mut random = fastrand::Rng::with_seed(seed);
     (0..count).map(|_| random.u32(0..50)).collect()
 }
 
 /// `‖found − wanted‖ ≤ tolerance · ‖wanted‖`.
-pub fn assert_close(found: &[f32], wanted: &[f32], tolerance: f64, what: &str) {
+pub(crate) fn assert_close(found: &[f32], wanted: &[f32], tolerance: f64, what: &str) {
     assert_eq!(found.len(), wanted.len(), "{what}");
     let of = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|x| x * x).sum::<f64>().sqrt();
     let distance = of(&mut found.iter().zip(wanted).map(|(a, b)| f64::from(*a) - f64::from(*b)));

@@ -1,0 +1,254 @@
+//! A text with needles in it, and what a cache still knows of it.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use fastrand::Rng;
+use kvsculpt::cache::Capture;
+use serde::{Deserialize, Serialize};
+
+use super::progress::Progress;
+use super::session::{Session, name};
+use super::variant::{MethodKind, PresetKind, Variant};
+use super::words::label;
+use crate::measure::planting::{Needle, Planted, ends_sentence, needles};
+use crate::measure::recall::{Recall, ask};
+use crate::model::Cache;
+use crate::reading::Reading;
+use kvsculpt::machine::Machine;
+
+/// Tokens of a passage that the model is given again.
+const CUE: usize = 16;
+/// Tokens of it that should come then.
+const CONTINUATION: usize = 32;
+
+/// What is planted and asked.
+#[derive(Clone, Debug, Args)]
+pub struct Task {
+    /// Tokens that are read and compressed, needles included
+    #[arg(long, default_value_t = 2048)]
+    pub tokens: usize,
+    /// How far into the context needles are planted and passages copied from, as fractions of it
+    #[arg(long, value_name = "DEPTH,…", value_delimiter = ',', default_value = "0.1,0.3,0.5,0.7,0.9")]
+    pub depths: Vec<f64>,
+    /// Needles at each depth
+    #[arg(long, default_value_t = 2)]
+    pub needles: usize,
+    /// Which names and numbers are drawn
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl Task {
+    /// Refuses counts and depths without meaning.
+    ///
+    /// # Errors
+    /// In words for the user.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(self.tokens > 0 && self.needles > 0, "--tokens and --needles must be at least 1");
+        ensure!(!self.depths.is_empty(), "--depths names no depth");
+        for depth in &self.depths {
+            ensure!((0.0..=1.0).contains(depth), "--depths: {depth} is not a fraction from 0 to 1");
+        }
+        Ok(())
+    }
+}
+
+/// All questions of one passage, asked from one cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The model's file.
+    pub model: String,
+    /// The text's file.
+    pub text: String,
+    /// Its first character.
+    pub offset: usize,
+    /// Tokens compressed.
+    pub tokens: usize,
+    /// Needles at each depth.
+    pub needles: usize,
+    /// By which they were drawn.
+    pub seed: u64,
+    /// How the cache was shortened; `full`: not at all.
+    pub method: MethodKind,
+    /// Where the options came from.
+    pub preset: PresetKind,
+    /// Fraction of pairs kept.
+    pub keep: f64,
+    /// All options; none where nothing is dropped.
+    pub options: Option<kvsculpt::Options>,
+    /// Digest of the capture.
+    pub source: String,
+    /// What compressed.
+    pub engine: String,
+    /// Bytes of the cache that was asked.
+    pub bytes: usize,
+    /// Seconds of compressing.
+    pub seconds: f64,
+    /// What was found, by depth.
+    pub depths: Vec<Depth>,
+}
+
+/// What was found at one depth.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Depth {
+    /// The depth that was asked for, in [0, 1].
+    pub depth: f64,
+    /// Where each needle begins, in tokens.
+    pub places: Vec<usize>,
+    /// Of each needle, whether greedy decoding gives its number.
+    pub exact: Vec<bool>,
+    /// Of each needle, the logarithm of the probability of its whole number.
+    pub needle_log_probability: Vec<f64>,
+    /// Where the copied passage begins, in tokens.
+    pub copied_from: usize,
+    /// Share of the copied tokens that were the likeliest, in [0, 1].
+    pub copy_top1: f64,
+    /// Mean over the copied tokens of the logarithm of their probability.
+    pub copy_log_probability: f64,
+}
+
+/// What is asked for at one depth.
+#[derive(Debug)]
+struct Questions {
+    depth: f64,
+    needles: Vec<(usize, Needle)>,
+    copied_from: usize,
+    copied: Vec<u32>,
+}
+
+impl Questions {
+    fn ask(&self, session: &Session, cache: &Cache) -> Result<Depth> {
+        let needle = |(_, needle): &(usize, Needle)| ask(&session.model, cache, needle.question(), needle.number());
+        let found: Vec<Recall> = self.needles.iter().map(needle).collect::<Result<_>>()?;
+        let (cue, continuation) = self.copied.split_at(CUE);
+        let copied = ask(&session.model, cache, cue, continuation)?;
+        Ok(Depth {
+            depth: self.depth,
+            places: self.needles.iter().map(|(place, _)| *place).collect(),
+            exact: found.iter().map(Recall::exact).collect(),
+            needle_log_probability: found.iter().map(|recall| recall.log_probability).collect(),
+            copied_from: self.copied_from,
+            copy_top1: copied.top1 as f64 / copied.tokens as f64,
+            copy_log_probability: copied.log_probability / copied.tokens as f64,
+        })
+    }
+}
+
+/// A text with needles that the model has read, and what is asked about it.
+#[derive(Debug)]
+pub struct Haystack {
+    task: Task,
+    text: String,
+    offset: usize,
+    reading: Reading,
+    capture: Capture,
+    source: String,
+    questions: Vec<Questions>,
+}
+
+impl Haystack {
+    /// Plants needles in a text and reads it.
+    ///
+    /// # Errors
+    /// A text that is too short for what is asked, a tokenizer that does not cut needles, or as [`Session::read`].
+    pub fn read(session: &Session, path: &Path, offset: usize, task: &Task, progress: &mut Progress) -> Result<Self> {
+        let count = task.tokens;
+        let text = session.tokens(path, offset, count)?;
+        // Another text gets other needles, the same text always the same.
+        let mix = |hash: u64, &token: &u32| (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3);
+        let mut random = Rng::with_seed(text.iter().fold(task.seed, mix));
+        let drawn = needles(&session.tokenizer, task.depths.len() * task.needles, &mut random)?;
+        let mut depths = task.depths.clone();
+        depths.sort_by(f64::total_cmp);
+        let at_depth = |index: usize| depths[index / task.needles];
+        let deep: Vec<(f64, &[u32])> = drawn
+            .iter()
+            .enumerate()
+            .map(|(index, needle)| (at_depth(index), needle.tokens.as_slice()))
+            .collect();
+        let planted = Planted::new(&text, |token| ends_sentence(&session.tokenizer, token), &deep, count)?;
+        let mut placed = planted.places.iter().map(|place| place.start).zip(drawn.iter().cloned());
+        let questions = |&depth: &f64| -> Result<Questions> {
+            let passage = planted.passage(depth, CUE + CONTINUATION);
+            let passage =
+                passage.context("no passage between needles is long enough to be copied; give fewer --needles or more --tokens")?;
+            Ok(Questions {
+                depth,
+                needles: placed.by_ref().take(task.needles).collect(),
+                copied_from: passage.start,
+                copied: planted.tokens[passage].to_vec(),
+            })
+        };
+        let questions = depths.iter().map(questions).collect::<Result<Vec<_>>>()?;
+        let text = name(path);
+        let reading = session.read(&format!("{text} from character {offset}"), &planted.tokens, progress)?;
+        let capture = reading.capture(&text, &session.model, None)?;
+        Ok(Self {
+            task: task.clone(),
+            text,
+            offset,
+            reading,
+            source: capture.digest()?,
+            capture,
+            questions,
+        })
+    }
+
+    /// Asks everything from the short cache of `variant`, or from the full one.
+    ///
+    /// # Errors
+    /// As the compression, or what candle reports.
+    pub fn measure(&self, session: &Session, machine: &mut Machine, variant: &Variant, progress: &mut Progress) -> Result<Row> {
+        let full = variant.method == MethodKind::Full;
+        let what = label(variant.method, variant.preset, variant.keep);
+        progress.begin(format!("{} from character {}: {what}", self.text, self.offset));
+        let started = Instant::now();
+        let cache = if full {
+            self.reading.cache.clone()
+        } else {
+            let short = variant.shorten(&self.capture, machine, progress)?;
+            self.reading.cache.compressed(&short.compressed, session.model.device())?
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        progress.begin(format!("{} from character {}: asking, {what}", self.text, self.offset));
+        let mut depths = Vec::with_capacity(self.questions.len());
+        for (done, questions) in self.questions.iter().enumerate() {
+            progress.at(done, self.questions.len());
+            depths.push(questions.ask(session, &cache)?);
+        }
+        Ok(Row {
+            model: session.name.clone(),
+            text: self.text.clone(),
+            offset: self.offset,
+            tokens: self.reading.tokens.len(),
+            needles: self.task.needles,
+            seed: self.task.seed,
+            method: variant.method,
+            preset: variant.preset,
+            keep: variant.keep,
+            options: (!full).then(|| variant.options.clone()),
+            source: self.source.clone(),
+            engine: machine.name(),
+            bytes: cache.bytes(),
+            seconds,
+            depths,
+        })
+    }
+
+    /// Whether a row of an earlier run is what [`measure`](Self::measure) would find.
+    #[must_use]
+    pub fn is_measured_by(&self, row: &Row, session: &Session, machine: &Machine, variant: &Variant) -> bool {
+        let asked = self.questions.iter().map(|questions| (questions.depth, questions.copied_from));
+        let was_asked = row.depths.iter().map(|depth| (depth.depth, depth.copied_from));
+        let same_cache = if variant.method == MethodKind::Full {
+            row.method == MethodKind::Full
+        } else {
+            row.method == variant.method && row.options.as_ref() == Some(&variant.options) && row.engine == machine.name()
+        };
+        let same_task = row.needles == self.task.needles && row.seed == self.task.seed && asked.eq(was_asked);
+        same_cache && same_task && row.model == session.name && row.source == self.source
+    }
+}
