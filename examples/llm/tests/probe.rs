@@ -127,7 +127,8 @@ fn a_disturbance_of_nothing_does_not_diverge() {
         let found = replay.divergence(layer, Memory::Ragged(heads(&read.reading.cache, layer))).unwrap();
         assert!(found.abs() < 1e-9, "layer {layer}: {found}");
     }
-    assert!(replay.noise().unwrap().abs() < 1e-9);
+    let noise = replay.noise().unwrap();
+    assert!(noise != 0.0 && noise.abs() < 1e-9, "{noise}");
     assert!(replay.divergence(9, Memory::Ragged(Vec::new())).is_err());
     assert!(replay.effect(0, &heads(&read.reading.cache, 0), &[0.1], true).is_err());
 }

@@ -35,7 +35,7 @@ pub fn way(method: MethodKind, preset: PresetKind, full: &str) -> String {
 /// Three digits that count.
 #[must_use]
 pub fn number(value: f64) -> String {
-    if value.abs() >= 1e-4 || value == 0.0 {
+    if value.abs() >= 1e-4 {
         format!("{value:.4}")
     } else {
         format!("{value:.1e}")

@@ -49,10 +49,11 @@ impl Needle {
             if answer.is_none() && read.contains(|letter: char| letter.is_ascii_digit()) {
                 answer = Some(end - 1);
             }
-            if let Some(start) = answer
-                && tokenizer.decode(&tokens[start..end])?.trim_start() == number
-                && sentence.starts_with(&format!("{}{number}", spaced(&until(start)?)))
-            {
+            let Some(start) = answer else { continue };
+            let before = spaced(&until(start)?);
+            let rest = sentence.strip_prefix(&before).and_then(|rest| rest.strip_prefix(&number));
+            let whole = rest.is_some_and(|rest| !rest.starts_with(|letter: char| letter.is_ascii_digit()));
+            if whole && tokenizer.decode(&tokens[start..end])?.trim_start() == number {
                 return Ok(Self {
                     tokens,
                     answer: start..end,

@@ -93,14 +93,17 @@ impl<'a> Replay<'a> {
         self.from(layer, cache)
     }
 
-    /// Mean KL(full ‖ this) where every layer keeps everything but is read the way a compressed one is: rounding, and nothing else.
+    /// Mean KL(full ‖ this) where every layer keeps everything but is read the way a compressed one is, its pairs in reverse:
+    /// rounding, and nothing else. In their own order the sums would be the full cache's to the last bit, and no measure of what another
+    /// length does to them.
     ///
     /// # Errors
     /// As [`divergence`](Self::divergence).
     pub fn noise(&self) -> Result<f64> {
         let mut cache = self.cache.clone();
         for (layer, place) in cache.layers.iter_mut().enumerate() {
-            place.memory = Some(Memory::Ragged(self.everything(layer)?));
+            let reversed = self.everything(layer)?.iter().map(reversed).collect::<Result<_>>()?;
+            place.memory = Some(Memory::Ragged(reversed));
         }
         self.from(0, cache)
     }
@@ -158,6 +161,15 @@ impl<'a> Replay<'a> {
         let place = self.cache.layers.get(layer).with_context(|| format!("there is no layer {layer}"))?;
         by_head(place.even().with_context(|| format!("layer {layer} holds no full context"))?)
     }
+}
+
+/// The same pairs, the last one first.
+fn reversed(head: &HeadPairs) -> Result<HeadPairs> {
+    Ok(HeadPairs {
+        key: head.key.flip(&[0])?,
+        value: head.value.flip(&[0])?,
+        bias: head.bias.as_ref().map(|bias| bias.flip(&[0])).transpose()?,
+    })
 }
 
 fn by_head(pairs: &Pairs) -> Result<Vec<HeadPairs>> {
