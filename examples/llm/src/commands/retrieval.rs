@@ -149,7 +149,6 @@ pub fn table(rows: &[Row]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::variant::{MethodKind, PresetKind, Variant};
     use super::*;
 
     fn row(method: MethodKind, exact: [bool; 2], copy_top1: f64) -> Row {
