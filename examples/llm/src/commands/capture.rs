@@ -62,7 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.tokens > 0, "--tokens must be at least 1");
     Compressed::check_writable(&arguments.output)?;
     let mut progress = Progress::new();
-    let session = Session::open(&arguments.model, Products::Widened, &mut progress)?;
+    let session = Session::open(&arguments.model, Some(Products::Widened), &mut progress)?;
     let tokens = session.tokens(&arguments.text, arguments.offset, arguments.tokens + arguments.probe)?;
     let (context, following) = tokens.split_at(arguments.tokens);
     let what = arguments.text.display().to_string();

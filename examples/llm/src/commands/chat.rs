@@ -12,7 +12,7 @@ use super::arguments::{EngineArguments, ModelArguments};
 use super::progress::Progress;
 use super::session::Session;
 use super::variant::{MethodKind, PresetKind, Variant};
-use crate::model::{Cache, Products};
+use crate::model::Cache;
 use crate::text::Conversation;
 
 /// What the model is told before the document.
@@ -76,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let variant = Variant::new(arguments.method, arguments.preset, arguments.keep, arguments.set.as_deref())?;
     let document = std::fs::read_to_string(&arguments.document).with_context(|| arguments.document.display().to_string())?;
     let mut progress = Progress::new();
-    let session = Session::open(&arguments.model, Products::Mixed, &mut progress)?;
+    let session = Session::open(&arguments.model, None, &mut progress)?;
     let document = shortened(&session, &document, arguments, &mut progress)?;
     let conversation = session.template.converse(INSTRUCTION, &document)?;
     let prefix = conversation.prefix_tokens(&session.tokenizer)?;

@@ -131,7 +131,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut results = Results::<Row>::open(arguments.output.as_deref())?;
     let mut machine = arguments.engine.open()?;
     let mut progress = Progress::new();
-    let session = Session::open(&arguments.model, Products::Widened, &mut progress)?;
+    let session = Session::open(&arguments.model, Some(Products::Widened), &mut progress)?;
     let mut rows = Vec::new();
     for path in &arguments.texts {
         for &offset in &arguments.offset {

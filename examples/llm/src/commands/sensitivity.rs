@@ -90,7 +90,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         machine: arguments.engine.open()?,
         progress: Progress::new(),
     };
-    let session = Session::open(&arguments.model, Products::Widened, &mut measurement.progress)?;
+    let session = Session::open(&arguments.model, Some(Products::Widened), &mut measurement.progress)?;
     let mut found = Vec::new();
     for path in &arguments.texts {
         for &offset in &arguments.offset {

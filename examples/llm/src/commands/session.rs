@@ -25,11 +25,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens the model.
+    /// Opens the model; without `products` with those that fit.
     ///
     /// # Errors
     /// A model that cannot be found, read or run.
-    pub fn open(arguments: &ModelArguments, products: Products, progress: &mut Progress) -> Result<Self> {
+    pub fn open(arguments: &ModelArguments, products: Option<Products>, progress: &mut Progress) -> Result<Self> {
         progress.begin(format!("opening {}", arguments.model));
         let path = source::find(&arguments.model)?;
         let (content, model) = Model::open(&path, &arguments.model_device.open()?, products)?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use candle_core::quantized::gguf_file::Content;
 use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{D, Module, Tensor};
 
@@ -13,13 +14,25 @@ const MANY_ROWS: usize = 32;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
     /// Few rows by candle's integer kernels, which round the rows to 8 bits too; many rows with the weights widened to f32
-    /// for the moment. Least memory; for talking.
+    /// for the moment. Least memory.
     #[default]
     Mixed,
-    /// Always with the weights widened to f32, once for all: four bytes a weight. Rounds nothing but the sums; for measuring.
+    /// Always with the weights widened to f32, once for all: four bytes a weight. Rounds nothing but the sums.
     Widened,
     /// Always by candle's integer kernels, as candle's own models do.
     Quantised,
+}
+
+impl Products {
+    /// Widened weights for models whose weights then stay below 4 GiB, else mixed products. Unless it is compiled for the very
+    /// machine (`RUSTFLAGS="-C target-cpu=native"`), candle's integer kernels are plain loops on x86, several times slower than
+    /// products in single precision.
+    #[must_use]
+    pub fn fitting(content: &Content) -> Self {
+        const MOST: usize = 1 << 30;
+        let weights: usize = content.tensor_infos.values().map(|tensor| tensor.shape.elem_count()).sum();
+        if weights <= MOST { Self::Widened } else { Self::Mixed }
+    }
 }
 
 /// One matrix of the model.

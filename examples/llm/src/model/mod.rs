@@ -58,14 +58,16 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a GGUF file: its metadata (the tokenizer's among them) and the model.
+    /// Reads a GGUF file: its metadata (the tokenizer's among them) and the model; without `products` those that
+    /// [fit](Products::fitting).
     ///
     /// # Errors
     /// A file that cannot be read or is no GGUF file, and whatever [`Config::new`] refuses, with the path.
-    pub fn open(path: &Path, device: &Device, products: Products) -> Result<(Content, Self)> {
+    pub fn open(path: &Path, device: &Device, products: Option<Products>) -> Result<(Content, Self)> {
         let opened = || -> Result<(Content, Self)> {
             let mut file = BufReader::new(File::open(path)?);
             let content = Content::read(&mut file).context("is no GGUF file, or a damaged one")?;
+            let products = products.unwrap_or_else(|| Products::fitting(&content));
             let model = Self::new(&content, &mut file, device, products)?;
             Ok((content, model))
         };
