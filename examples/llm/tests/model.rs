@@ -1,5 +1,11 @@
 //! The forward pass against candle's own, on small models with random weights, and against itself over compressed caches.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that cannot go on has failed; its numbers are small"
+)]
+
 mod small;
 
 use candle_core::{Device, Tensor};
@@ -14,11 +20,14 @@ fn rows(tensor: &Tensor) -> Vec<Vec<f32>> {
     tensor.to_vec2().unwrap()
 }
 
+/// One of candle's models: tokens and their position in, logits out.
+type Forward = Box<dyn FnMut(&Tensor, usize) -> Tensor>;
+
 /// Candle's logits after the last of each of these runs of tokens, which follow each other.
 fn candles(model: &Small, runs: &[&[u32]]) -> Vec<Vec<f32>> {
     let (content, mut file) = model.open();
     let mut position = 0;
-    let mut forward: Box<dyn FnMut(&Tensor, usize) -> Tensor> = if model.architecture == "llama" {
+    let mut forward: Forward = if model.architecture == "llama" {
         let mut theirs = quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
         Box::new(move |x, position| theirs.forward(x, position).unwrap())
     } else {

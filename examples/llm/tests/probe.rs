@@ -1,5 +1,11 @@
 //! What is measured piece by piece, on small models with random weights: the sensitivity of layers and heads, and retrieval.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that cannot go on has failed; its numbers are small"
+)]
+
 mod small;
 
 use std::collections::HashMap;

@@ -54,7 +54,7 @@ pub fn columns(names: &[&str], words: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN);
     table.set_header(names.to_vec());
-    for column in table.column_iter_mut().filter(|column| !words.contains(&usize::from(column.index))) {
+    for column in table.column_iter_mut().filter(|column| !words.contains(&column.index)) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table

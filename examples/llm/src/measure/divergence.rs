@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        let ln = |p: f64| p.ln() as f32;
+        let ln = |p: f32| p.ln();
         let full = distributions(&[[ln(0.5), ln(0.25), ln(0.25)]]);
         let short = distributions(&[[ln(0.25), ln(0.5), ln(0.25)]]);
         let found = Divergence::new(&full, &short, &[0]).unwrap();
