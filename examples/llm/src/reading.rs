@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use kvsculpt::cache::Capture;
 
@@ -22,8 +22,6 @@ pub struct Reading {
     pub tokens: Vec<u32>,
     /// The full cache, sealed.
     pub cache: Cache,
-    /// Logits of the token that follows, `[1, vocabulary]`.
-    pub next: Tensor,
     /// Seconds it took.
     pub seconds: f64,
     queries: Recorder,
@@ -35,32 +33,18 @@ impl Reading {
     /// # Errors
     /// No tokens, more than the model was trained for, or what candle reports.
     pub fn new(model: &Model, tokens: &[u32], progress: &mut dyn FnMut(usize)) -> Result<Self> {
-        let config = model.config();
-        ensure!(
-            tokens.len() <= config.context_length,
-            "the text has {} tokens and {} was trained for {}; give fewer",
-            tokens.len(),
-            config.name,
-            config.context_length
-        );
+        ensure!(!tokens.is_empty(), "there are no tokens to read");
         let started = Instant::now();
         let mut cache = model.cache();
         let mut queries = Recorder::before_rope(model);
-        let mut last = None;
-        let mut read = 0;
-        while read < tokens.len() {
-            let rows = part(config, read).min(tokens.len() - read);
-            let hidden = model.forward(&tokens[read..read + rows], &mut cache, &mut queries)?;
-            last = Some(hidden.narrow(0, rows - 1, 1)?);
-            read += rows;
+        go_on(model, &mut cache, tokens, &mut queries, &mut |_, read| {
             progress(read);
-        }
-        let next = model.logits(&last.context("there are no tokens to read")?)?;
+            Ok(())
+        })?;
         cache.seal()?;
         Ok(Self {
             tokens: tokens.to_vec(),
             cache,
-            next,
             seconds: started.elapsed().as_secs_f64(),
             queries,
         })
@@ -80,11 +64,46 @@ fn part(config: &Config, before: usize) -> usize {
     (SCORES / (config.heads * (before + MOST_ROWS))).clamp(16, MOST_ROWS)
 }
 
+/// Reads tokens that follow the cache and appends them to it, part by part; `each` gets the states after the last layer of every
+/// part, `[rows, hidden]`, and how many tokens are read with it.
+///
+/// # Errors
+/// More tokens than the model was trained for, what candle reports, or what `each` or `watch` does.
+pub fn go_on(
+    model: &Model,
+    cache: &mut Cache,
+    tokens: &[u32],
+    watch: &mut dyn Watch,
+    each: &mut dyn FnMut(&Tensor, usize) -> Result<()>,
+) -> Result<()> {
+    let config = model.config();
+    let end = cache.position + tokens.len();
+    ensure!(
+        end <= config.context_length,
+        "the text goes on to token {end} and {} was trained for {}; give fewer tokens",
+        config.name,
+        config.context_length
+    );
+    let mut read = 0;
+    while read < tokens.len() {
+        let rows = part(config, cache.position).min(tokens.len() - read);
+        let hidden = model.forward(&tokens[read..read + rows], cache, watch)?;
+        read += rows;
+        each(&hidden, read)?;
+    }
+    Ok(())
+}
+
 /// What the model expects after each of `tokens`, which follow the cache; the cache itself stays as it is.
 ///
 /// # Errors
-/// No tokens, or what candle reports.
+/// As [`go_on`], or no tokens.
 pub fn follow(model: &Model, cache: &Cache, tokens: &[u32], watch: &mut dyn Watch) -> Result<Distributions> {
-    let hidden = model.forward(tokens, &mut cache.clone(), watch)?;
-    Distributions::new(&model.logits(&hidden)?)
+    let mut logits = Vec::new();
+    go_on(model, &mut cache.clone(), tokens, watch, &mut |hidden, _| {
+        logits.push(model.logits(hidden)?);
+        Ok(())
+    })?;
+    ensure!(!logits.is_empty(), "there are no tokens to read");
+    Distributions::new(&Tensor::cat(&logits, 0)?)
 }

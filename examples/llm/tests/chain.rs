@@ -335,4 +335,8 @@ fn what_is_wrong_is_said_in_a_sentence() {
     assert!(long.contains("--tokens") && long.contains("katrine.txt"), "{long}");
     let keep = said(&["eval", model.to_str().unwrap(), text, "--keep", "1.5"]);
     assert!(keep.contains("--keep"), "{keep}");
+    let tail = said(&["eval", model.to_str().unwrap(), text, "--tokens", "300", "--preset", "published"]);
+    assert!(tail.contains("--set"), "{tail}");
+    let beyond = said(&["eval", model.to_str().unwrap(), text, "--tokens", "8192"]);
+    assert!(beyond.contains("8192"), "{beyond}");
 }

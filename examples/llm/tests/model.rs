@@ -12,8 +12,9 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::{quantized_llama, quantized_qwen2};
 use kvsculpt::cache::{Compressed, CompressedLayer, Dtype};
 use kvsculpt_llm::measure::Distributions;
-use kvsculpt_llm::model::{Cache, Memory, Model, Products};
-use kvsculpt_llm::reading::{Reading, follow};
+use kvsculpt_llm::model::{Cache, Memory, Model, Products, Seen, Watch};
+use kvsculpt_llm::reading::{Reading, follow, go_on};
+use kvsculpt_llm::record::{Recorder, capture};
 use small::{Small, assert_close, tokens};
 
 fn rows(tensor: &Tensor) -> Vec<Vec<f32>> {
@@ -196,40 +197,52 @@ fn a_cache_of_another_model_is_refused_in_words() {
     );
 }
 
-#[test]
-fn a_capture_holds_what_the_model_saw() {
-    let small = Small::llama();
-    let model = small.model(Products::Widened);
-    let text = tokens(33, 9);
-    let reading = Reading::new(&model, &text, &mut |_| ()).unwrap();
-    let capture = reading.capture("text", &model, None).unwrap();
-    assert_eq!((capture.tokens, capture.next_position), (33, 33));
-    let layer = capture.layer(1).unwrap();
-    assert_eq!((layer.query_heads, layer.kv_heads, layer.dim), (4, 2, 16));
-    // Its queries, turned to their own positions, attend over its keys as the model did: the last token's attention output, put
-    // through the model's own projection, is in the logits already; here it is enough that turning agrees with the model's.
-    let mut probe = kvsculpt_llm::record::Recorder::after_rope(&model);
-    follow(&model, &reading.cache, &tokens(5, 4), &mut probe).unwrap();
-    let mut before = kvsculpt_llm::record::Recorder::before_rope(&model);
-    follow(&model, &reading.cache, &tokens(5, 4), &mut before).unwrap();
-    let turned = reading
-        .capture("text", &model, Some(&probe))
-        .unwrap()
-        .layer(1)
-        .unwrap()
-        .probe_query
-        .unwrap();
-    let mut raw = reading
-        .capture("text", &model, Some(&before))
-        .unwrap()
-        .layer(1)
-        .unwrap()
-        .probe_query
-        .unwrap();
-    for (index, row) in raw.data.chunks_exact_mut(16).enumerate() {
-        capture.rope.rotate(row, (33 + index % 5) as f64);
+/// Records queries before and after RoPE in one pass.
+struct Both(Recorder, Recorder);
+
+impl Watch for Both {
+    fn layer(&mut self, layer: usize, seen: &Seen) -> anyhow::Result<()> {
+        self.0.layer(layer, seen)?;
+        self.1.layer(layer, seen)
     }
-    assert_close(&raw.data, &turned.data, 1e-6, "turned queries");
-    // Keys: the same state turned to another place differs, so the pairing matters; a key row turned back and forth is itself.
-    assert_ne!(layer.key, layer.value);
+}
+
+#[test]
+fn a_captures_queries_turned_to_their_positions_are_those_the_model_asked_with() {
+    for small in [Small::llama(), Small::qwen2()] {
+        let model = small.model(Products::Widened);
+        // Longer than is read at once, so that parts have to be put together in order.
+        let text = tokens(700, 9);
+        let mut both = Both(Recorder::before_rope(&model), Recorder::after_rope(&model));
+        let mut cache = model.cache();
+        let mut parts = 0;
+        go_on(&model, &mut cache, &text, &mut both, &mut |_, _| {
+            parts += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert!(parts > 1);
+        cache.seal().unwrap();
+        let capture = capture("text", model.config(), &cache, &both.0, Some(&both.1)).unwrap();
+        assert_eq!((capture.tokens, capture.next_position), (700, 700));
+        for index in 0..3 {
+            let layer = capture.layer(index).unwrap();
+            assert_eq!((layer.query_heads, layer.kv_heads, layer.dim), (4, 2, 16));
+            let mut queries = layer.query.unwrap().data;
+            for (row, query) in queries.chunks_exact_mut(16).enumerate() {
+                capture.rope.rotate(query, (row % 700) as f64);
+            }
+            assert_close(&queries, &layer.probe_query.unwrap().data, 1e-6, "turned queries");
+        }
+    }
+}
+
+#[test]
+fn a_text_longer_than_the_model_was_trained_for_is_refused() {
+    let model = Small::llama().model(Products::Mixed);
+    let error = Reading::new(&model, &tokens(1025, 1), &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("1025") && error.contains("1024"), "{error}");
+    let reading = Reading::new(&model, &tokens(1020, 1), &mut |_| ()).unwrap();
+    assert!(follow(&model, &reading.cache, &tokens(4, 2), &mut ()).is_ok());
+    assert!(follow(&model, &reading.cache, &tokens(5, 2), &mut ()).is_err());
 }

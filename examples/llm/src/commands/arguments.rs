@@ -126,3 +126,24 @@ impl VariantArguments {
         Ok(variants)
     }
 }
+
+/// Reads a number of tokens: at least 1, and far below what overflows.
+///
+/// # Errors
+/// Any other text, in words for the user.
+pub fn tokens(text: &str) -> Result<usize, String> {
+    match some_tokens(text) {
+        Ok(0) => Err("at least 1 is needed".to_owned()),
+        other => other,
+    }
+}
+
+/// Reads a number of tokens that may be 0.
+///
+/// # Errors
+/// Any other text, in words for the user.
+pub fn some_tokens(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1 << 24;
+    let number = text.parse().ok().filter(|&number: &usize| number <= MOST);
+    number.ok_or_else(|| format!("write a whole number up to {MOST}"))
+}

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use kvsculpt::cache::{Compressed, Dtype};
 
-use super::arguments::ModelArguments;
+use super::arguments::{ModelArguments, some_tokens, tokens};
 use super::progress::Progress;
 use super::session::Session;
 use crate::model::Products;
-use crate::reading::follow;
+use crate::reading::go_on;
 use crate::record::Recorder;
 
 /// Write the cache and the queries of a model that reads a text, as `kvsculpt compress` takes them.
@@ -24,13 +24,13 @@ pub struct Arguments {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Tokens of the text
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value = "2048", value_parser = tokens)]
     tokens: usize,
     /// The character at which reading begins
     #[arg(long, value_name = "CHARACTER", default_value_t = 0)]
     offset: usize,
     /// Tokens that follow, whose queries are never fitted and only reported on
-    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    #[arg(long, value_name = "TOKENS", default_value = "256", value_parser = some_tokens)]
     probe: usize,
     /// How numbers are stored
     #[arg(long, value_enum, default_value_t = DtypeKind::F16)]
@@ -59,7 +59,6 @@ impl From<DtypeKind> for Dtype {
 /// # Errors
 /// In words for the user.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(arguments.tokens > 0, "--tokens must be at least 1");
     Compressed::check_writable(&arguments.output)?;
     let mut progress = Progress::new();
     let session = Session::open(&arguments.model, Some(Products::Widened), &mut progress)?;
@@ -70,13 +69,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut probe = Recorder::after_rope(&session.model);
     if !following.is_empty() {
         progress.begin("reading what follows");
-        follow(&session.model, &reading.cache, following, &mut probe)?;
+        go_on(
+            &session.model,
+            &mut reading.cache.clone(),
+            following,
+            &mut probe,
+            &mut |_, _| Ok(()),
+        )?;
     }
     progress.begin(format!("writing {}", arguments.output.display()));
     let capture = reading.capture(&what, &session.model, (!following.is_empty()).then_some(&probe))?;
     let bytes = capture.write(&arguments.output, arguments.dtype.into())?;
     progress.finish();
-    println!(
+    progress.print(&format!(
         "{}: {} tokens of {} in {} layers, {:.1} MB; read in {:.1} s",
         arguments.output.display(),
         context.len(),
@@ -84,6 +89,5 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         capture.layers.len(),
         bytes as f64 / 1e6,
         reading.seconds
-    );
-    Ok(())
+    ))
 }

@@ -1,6 +1,6 @@
 //! `chat`: questions about a long document, answered over its compressed cache.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _, stdin, stdout};
+use std::io::{BufRead as _, IsTerminal as _, stdin, stdout};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
 
-use super::arguments::{EngineArguments, ModelArguments};
-use super::progress::Progress;
+use super::arguments::{EngineArguments, ModelArguments, tokens};
+use super::progress::{Progress, print};
 use super::session::Session;
 use super::variant::{MethodKind, PresetKind, Variant};
 use crate::model::Cache;
@@ -36,7 +36,7 @@ pub struct Arguments {
     #[arg(long)]
     compare: bool,
     /// The fraction of the pairs that is kept
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.3)]
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.5)]
     keep: f64,
     /// How the short cache is made
     #[arg(long, value_enum, default_value_t = MethodKind::Kvsculpt)]
@@ -48,10 +48,10 @@ pub struct Arguments {
     #[arg(long, value_name = "JSON")]
     set: Option<String>,
     /// Tokens of the document that are read, at most [default: as many as the model was trained for, less room for the talk]
-    #[arg(long)]
+    #[arg(long, value_parser = tokens)]
     tokens: Option<usize>,
     /// Tokens of an answer, at most
-    #[arg(long, value_name = "TOKENS", default_value_t = 200)]
+    #[arg(long, value_name = "TOKENS", default_value = "200", value_parser = tokens)]
     answer: usize,
     /// How much chance there is in an answer; 0: the likeliest token every time
     #[arg(long, default_value_t = 0.0)]
@@ -80,6 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let document = shortened(&session, &document, arguments, &mut progress)?;
     let conversation = session.template.converse(INSTRUCTION, &document)?;
     let prefix = conversation.prefix_tokens(&session.tokenizer)?;
+    variant.check(prefix.len())?;
     let (full, short) = prepare(&session, &prefix, &variant, arguments, &mut progress)?;
     let mut voices = vec![Voice::new(if arguments.compare { "short cache" } else { "" }, short)];
     if arguments.compare {
@@ -94,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return talk.listen(&mut voices);
     }
     for question in &arguments.ask {
-        println!("\n> {question}");
+        print(&format!("\n> {question}\n"))?;
         talk.answer(&mut voices, question)?;
     }
     Ok(())
@@ -103,11 +104,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// The document, cut to what the model can take.
 fn shortened(session: &Session, document: &str, arguments: &Arguments, progress: &mut Progress) -> Result<String> {
     let tokens = session.tokenizer.encode(document)?;
+    // Room for the template's own words and for at least a few questions and answers.
     let trained = session.model.config().context_length;
-    // Half the rest for a few questions, half for the answers; the template's own words are few.
-    let most = arguments
-        .tokens
-        .unwrap_or_else(|| trained - (trained / 4).min(4 * arguments.answer + 512));
+    let room = (4 * arguments.answer + 512).min(trained / 2);
+    let most = arguments.tokens.unwrap_or(trained).min(trained - room);
     if tokens.len() <= most {
         return Ok(document.to_owned());
     }
@@ -116,7 +116,12 @@ fn shortened(session: &Session, document: &str, arguments: &Arguments, progress:
         arguments.document.display(),
         tokens.len()
     ));
-    session.tokenizer.decode(&tokens[..most])
+    // A character that the cut went through is left out.
+    Ok(session
+        .tokenizer
+        .decode(&tokens[..most])?
+        .trim_end_matches(char::REPLACEMENT_CHARACTER)
+        .to_owned())
 }
 
 /// Reads the prefix and compresses its cache; says what was saved and how long it took.
@@ -130,7 +135,7 @@ fn prepare(session: &Session, prefix: &[u32], variant: &Variant, arguments: &Arg
     let cache = reading.cache.compressed(&short.compressed, session.model.device())?;
     progress.finish();
     let megabytes = |cache: &Cache| cache.bytes() as f64 / 1e6;
-    println!(
+    progress.print(&format!(
         "{name}: {} tokens read in {:.1} s; cache {:.1} MB → {:.1} MB in {:.1} s ({})",
         prefix.len(),
         reading.seconds,
@@ -138,7 +143,7 @@ fn prepare(session: &Session, prefix: &[u32], variant: &Variant, arguments: &Arg
         megabytes(&cache),
         started.elapsed().as_secs_f64(),
         machine.name()
-    );
+    ))?;
     Ok((reading.cache, cache))
 }
 
@@ -168,12 +173,11 @@ impl Talk<'_> {
     fn listen(&self, voices: &mut [Voice]) -> Result<()> {
         let prompt = stdin().is_terminal();
         if prompt {
-            println!("Ask about it; an empty line ends.");
+            print("Ask about it; an empty line ends.\n")?;
         }
         loop {
             if prompt {
-                print!("\n> ");
-                stdout().flush()?;
+                print("\n> ")?;
             }
             let mut question = String::new();
             let read = stdin().lock().read_line(&mut question)?;
@@ -184,7 +188,7 @@ impl Talk<'_> {
                 continue;
             }
             if !prompt {
-                println!("\n> {}", question.trim());
+                print(&format!("\n> {}\n", question.trim()))?;
             }
             self.answer(voices, &question)?;
         }
@@ -194,7 +198,7 @@ impl Talk<'_> {
     fn answer(&self, voices: &mut [Voice], question: &str) -> Result<()> {
         for voice in voices {
             if !voice.name.is_empty() {
-                print!("[{}] ", voice.name);
+                print(&format!("[{}] ", voice.name))?;
             }
             let tokenizer = &self.session.tokenizer;
             let tokens = if voice.begun {
@@ -229,21 +233,16 @@ impl Talk<'_> {
                 break;
             }
             said += 1;
-            show(&words.push(token)?)?;
+            print(&words.push(token)?)?;
             hidden = model.forward(&[token], cache, &mut ())?;
         }
-        show(&words.finish()?)?;
-        println!();
+        print(&words.finish()?)?;
+        print("\n")?;
         if stdout().is_terminal() {
             eprintln!("({said} tokens, {:.1} a second)", said as f64 / started.elapsed().as_secs_f64());
         }
         Ok(())
     }
-}
-
-fn show(text: &str) -> Result<()> {
-    print!("{text}");
-    Ok(stdout().flush()?)
 }
 
 /// Which token comes next.
@@ -268,8 +267,8 @@ impl Choice {
         for (token, &logit) in logits.iter().enumerate() {
             let mut score = f64::from(logit);
             if self.temperature > 0.0 {
-                // In (0, 1]: never the logarithm of 0.
-                let drawn = 1.0 - self.random.f64();
+                // In (0, 1), both ends out: neither logarithm is of 0.
+                let drawn = (self.random.f64() + f64::EPSILON / 4.0).min(1.0 - f64::EPSILON);
                 score = score / self.temperature - (-drawn.ln()).ln();
             }
             if score > best.0 {

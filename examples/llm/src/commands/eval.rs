@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use kvsculpt::machine::Machine;
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{EngineArguments, ModelArguments, VariantArguments};
+use super::arguments::{EngineArguments, ModelArguments, VariantArguments, tokens};
 use super::passage::Passage;
 use super::progress::Progress;
 use super::results::Results;
@@ -35,10 +35,10 @@ pub struct Arguments {
     #[arg(long, value_name = "CHARACTER,…", value_delimiter = ',', default_value = "0")]
     offset: Vec<usize>,
     /// Tokens that are read and compressed
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value = "2048", value_parser = tokens)]
     tokens: usize,
     /// Tokens that follow, over which is measured
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value = "128", value_parser = tokens)]
     next: usize,
     #[command(flatten)]
     variants: VariantArguments,
@@ -55,6 +55,8 @@ pub struct Arguments {
 /// One measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
+    /// The version of this program that measured.
+    pub version: String,
     /// The model's file.
     pub model: String,
     /// The text's file.
@@ -102,6 +104,7 @@ impl Passage {
         let rows = self.full.rows();
         let found = follow(&session.model, &cache, &self.following[..rows], &mut ())?;
         Ok(Row {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             model: session.name.clone(),
             text: self.text.clone(),
             offset: self.offset,
@@ -126,8 +129,10 @@ impl Passage {
 /// # Errors
 /// In words for the user.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(arguments.tokens > 0 && arguments.next > 0, "--tokens and --next must be at least 1");
     let variants = arguments.variants.variants()?;
+    for variant in &variants {
+        variant.check(arguments.tokens)?;
+    }
     let mut results = Results::<Row>::open(arguments.output.as_deref())?;
     let mut machine = arguments.engine.open()?;
     let mut progress = Progress::new();
@@ -139,7 +144,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             let (source, engine) = (passage.capture.digest()?, machine.name());
             for variant in &variants {
                 let same = |row: &Row| {
-                    row.source == source
+                    row.version == env!("CARGO_PKG_VERSION")
+                        && row.source == source
                         && row.engine == engine
                         && row.method == variant.method
                         && row.next == arguments.next
@@ -153,7 +159,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                         .clone(),
                 };
                 if arguments.json {
-                    progress.print(&serde_json::to_string(&row)?);
+                    progress.print(&serde_json::to_string(&row)?)?;
                 }
                 rows.push(row);
             }
@@ -161,7 +167,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     progress.finish();
     if !arguments.json {
-        println!("{}", table(&rows));
+        progress.print(&table(&rows))?;
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! One line on standard error that says what is being done, and how far it is.
 
+use std::io::{ErrorKind, Write as _, stdout};
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use kvsculpt::solver::Observer;
 
@@ -40,9 +42,12 @@ impl Progress {
         self.bar.set_position(STEPS * done as u64 / all.max(1) as u64);
     }
 
-    /// Prints to standard output above the line.
-    pub fn print(&self, text: &str) {
-        self.bar.suspend(|| println!("{text}"));
+    /// Prints a line to standard output, above this one.
+    ///
+    /// # Errors
+    /// As [`print`].
+    pub fn print(&self, text: &str) -> Result<()> {
+        self.bar.suspend(|| print(&format!("{text}\n")))
     }
 
     /// Prints to standard error above the line.
@@ -53,6 +58,18 @@ impl Progress {
     /// Takes the line away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Prints to standard output at once. Where nobody reads any more, as behind `head`, the program ends without a word.
+///
+/// # Errors
+/// Whatever else keeps it from being written.
+pub fn print(text: &str) -> Result<()> {
+    let mut output = stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other.context("standard output cannot be written"),
     }
 }
 

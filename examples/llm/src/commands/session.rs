@@ -45,8 +45,15 @@ impl Session {
     /// The first `count` tokens of a text from a character on.
     ///
     /// # Errors
-    /// A text that cannot be read or has fewer.
+    /// More tokens than the model was trained for, or a text that cannot be read or has fewer.
     pub fn tokens(&self, path: &Path, offset: usize, count: usize) -> Result<Vec<u32>> {
+        let config = self.model.config();
+        ensure!(
+            count <= config.context_length,
+            "{count} tokens are asked for, with those that follow, and {} was trained for {}; give fewer --tokens",
+            config.name,
+            config.context_length
+        );
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let start = text.char_indices().map(|(byte, _)| byte).nth(offset).unwrap_or(text.len());
         let mut tokens: Vec<u32> = self.tokenizer.beginning().into_iter().collect();

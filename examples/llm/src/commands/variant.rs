@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use kvsculpt::Options;
 use kvsculpt::cache::{Capture, Compressed, CompressedLayer};
 use kvsculpt::machine::Machine;
-use kvsculpt::options::Method;
+use kvsculpt::options::{Method, Split};
 use kvsculpt::solver::{Observer, Request};
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +97,17 @@ pub struct Short {
 }
 
 impl Variant {
+    /// Fails now as [`shorten`](Self::shorten) would for a cache of `tokens` tokens, so that nothing is read in vain.
+    ///
+    /// # Errors
+    /// A cache of that length leaves nothing to compress.
+    pub fn check(&self, tokens: usize) -> Result<()> {
+        if self.method != MethodKind::Full {
+            Split::uniform(tokens, &self.options).context("sinks and tail are changed by --set, as in '{\"tail\": {\"pairs\": 64}}'")?;
+        }
+        Ok(())
+    }
+
     /// Compresses a capture this way.
     ///
     /// # Errors
@@ -125,7 +136,8 @@ impl Variant {
     }
 }
 
-/// All pairs of a capture in the form of a compressed cache.
+/// All pairs of a capture in the form of a compressed cache; the last first, so that what checks the path with it does not only
+/// repeat the same sums.
 fn everything(capture: &Capture) -> Result<Compressed> {
     let layer = |&index: &usize| -> Result<CompressedLayer> {
         let layer = capture.layer(index)?;
@@ -134,8 +146,8 @@ fn everything(capture: &Capture) -> Result<Compressed> {
             dim: layer.dim,
             value_dim: layer.value_dim,
             lengths: vec![layer.tokens; layer.kv_heads],
-            key: layer.key,
-            value: layer.value,
+            key: backwards(&layer.key, layer.tokens, layer.dim),
+            value: backwards(&layer.value, layer.tokens, layer.value_dim),
             bias: None,
             dtype: layer.dtype,
         })
@@ -146,12 +158,23 @@ fn everything(capture: &Capture) -> Result<Compressed> {
     })
 }
 
+/// `[heads, tokens, channels]` with each head's tokens in reverse.
+fn backwards(array: &[f32], tokens: usize, channels: usize) -> Vec<f32> {
+    let heads = array.chunks_exact(tokens * channels);
+    heads
+        .flat_map(|head| head.chunks_exact(channels).rev().flatten().copied())
+        .collect()
+}
+
 fn changed(options: &Options, changes: &str) -> Result<Options> {
     let mut all = serde_json::to_value(options)?;
     let serde_json::Value::Object(changes) = serde_json::from_str(changes)? else {
         bail!("is no JSON object; write for example {{\"steps\": 20}}");
     };
     for (name, value) in changes {
+        if name == "method" || name == "keep" {
+            bail!("`{name}` has an argument of its own, --{name}");
+        }
         match all.get_mut(&name) {
             Some(place) => *place = value,
             None => bail!("there is no option `{name}`"),
@@ -169,7 +192,15 @@ mod tests {
         let of = |changes| Variant::new(MethodKind::Kvsculpt, PresetKind::Published, 0.4, Some(changes));
         let variant = of(r#"{"steps": 3, "tail": {"pairs": 64}}"#).unwrap();
         assert_eq!((variant.options.steps, variant.options.history, variant.keep), (3, 100, 0.4));
-        for wrong in ["3", "{", r#"{"stepz": 3}"#, r#"{"steps": -3}"#, r#"{"refit_every": 0}"#] {
+        for wrong in [
+            "3",
+            "{",
+            r#"{"stepz": 3}"#,
+            r#"{"steps": -3}"#,
+            r#"{"refit_every": 0}"#,
+            r#"{"keep": 0.2}"#,
+            r#"{"method": "random"}"#,
+        ] {
             assert!(of(wrong).is_err(), "{wrong}");
         }
     }

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use kvsculpt::cache::{Compressed, CompressedLayer};
 
-/// Keys `[kv_heads, length, dim]` and values `[kv_heads, length, dim]`, keys after RoPE.
+/// Keys `[kv_heads, length, dim]` and values `[kv_heads, length, value_dim]`, keys after RoPE.
 #[derive(Clone, Debug)]
 pub struct Pairs {
     /// Keys.
@@ -28,7 +28,7 @@ impl Pairs {
 pub struct HeadPairs {
     /// `[length, dim]`.
     pub key: Tensor,
-    /// `[length, dim]`.
+    /// `[length, value_dim]`.
     pub value: Tensor,
     /// `[length]`, added to the scaled logits.
     pub bias: Option<Tensor>,
@@ -158,23 +158,13 @@ impl Cache {
 
 /// A compressed layer's heads as tensors.
 fn heads(layer: &CompressedLayer, device: &Device) -> Result<Vec<HeadPairs>> {
-    let mut first = 0;
-    let mut heads = Vec::with_capacity(layer.lengths.len());
-    for &length in &layer.lengths {
-        let rows = first..first + length;
-        let tensor = |array: &[f32], channels: usize| {
-            Tensor::from_slice(&array[rows.start * channels..rows.end * channels], (length, channels), device)
-        };
-        let bias = layer
-            .bias
-            .as_ref()
-            .map(|bias| Tensor::from_slice(&bias[rows.clone()], length, device));
-        heads.push(HeadPairs {
-            key: tensor(&layer.key, layer.dim)?,
-            value: tensor(&layer.value, layer.value_dim)?,
+    let tensors = layer.heads().map(|head| {
+        let bias = head.bias.map(|bias| Tensor::from_slice(bias, head.length, device));
+        Ok(HeadPairs {
+            key: Tensor::from_slice(head.key, (head.length, layer.dim), device)?,
+            value: Tensor::from_slice(head.value, (head.length, layer.value_dim), device)?,
             bias: bias.transpose()?,
-        });
-        first += length;
-    }
-    Ok(heads)
+        })
+    });
+    tensors.collect()
 }

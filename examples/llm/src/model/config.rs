@@ -47,26 +47,26 @@ impl Config {
             other => bail!("the model's architecture is `{other}`; this example runs `llama` and `qwen2`"),
         };
         let key = |name: &str| format!("{architecture}.{name}");
-        if number(content, &key("expert_count")).is_ok_and(|experts| experts > 0) {
+        if optional(content, &key("expert_count"), number)?.is_some_and(|experts| experts > 0) {
             bail!("the model is a mixture of experts; this example runs dense models only");
         }
         let (heads, hidden) = (
             number(content, &key("attention.head_count"))?,
             number(content, &key("embedding_length"))?,
         );
-        let kv_heads = number(content, &key("attention.head_count_kv")).unwrap_or(heads);
+        let kv_heads = optional(content, &key("attention.head_count_kv"), number)?.unwrap_or(heads);
         if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) || !hidden.is_multiple_of(heads) {
             bail!("the file says {heads} query heads, {kv_heads} KV heads and {hidden} channels, which do not go together");
         }
-        let dim = number(content, &key("attention.key_length")).unwrap_or(hidden / heads);
-        let rotating = number(content, &key("rope.dimension_count")).unwrap_or(dim);
+        let dim = optional(content, &key("attention.key_length"), number)?.unwrap_or(hidden / heads);
+        let rotating = optional(content, &key("rope.dimension_count"), number)?.unwrap_or(dim);
         if rotating != dim {
             bail!("{rotating} of a head's {dim} channels rotate; this example runs models that rotate all");
         }
-        let rope_theta = float(content, &key("rope.freq_base")).unwrap_or(10_000.0);
+        let rope_theta = optional(content, &key("rope.freq_base"), float)?.unwrap_or(10_000.0);
         let rope_scaling = scaling(content, &key("rope.scaling"), factors)?;
         Ok(Self {
-            name: text(content, "general.name").unwrap_or_else(|_| architecture.clone()),
+            name: optional(content, "general.name", text)?.unwrap_or_else(|| architecture.clone()),
             layers: number(content, &key("block_count"))?,
             hidden,
             heads,
@@ -81,12 +81,6 @@ impl Config {
         })
     }
 
-    /// Query heads to a KV head.
-    #[must_use]
-    pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
     /// The softmax scale `1 / √dim`.
     #[must_use]
     pub fn scale(&self) -> f64 {
@@ -96,17 +90,21 @@ impl Config {
 
 /// The rotary scaling of the file, in the words of `kvsculpt`'s captures.
 fn scaling(content: &Content, key: &str, factors: Option<&[f32]>) -> Result<Option<String>> {
-    if let Some(factors) = factors {
-        return Ok(Some(serde_json::json!({"rope_type": "factors", "factors": factors}).to_string()));
-    }
-    match text(content, &format!("{key}.type")).as_deref() {
-        Err(_) | Ok("none") => Ok(None),
-        Ok("linear") => {
+    let kind = optional(content, &format!("{key}.type"), text)?;
+    Ok(match (kind.as_deref(), factors) {
+        (None | Some("none"), None) => None,
+        (None | Some("none"), Some(factors)) => Some(serde_json::json!({"rope_type": "factors", "factors": factors}).to_string()),
+        (Some("linear"), None) => {
             let factor = float(content, &format!("{key}.factor"))?;
-            Ok(Some(serde_json::json!({"rope_type": "linear", "factor": factor}).to_string()))
+            Some(serde_json::json!({"rope_type": "linear", "factor": factor}).to_string())
         }
-        Ok(other) => bail!("the model scales its rotary frequencies by `{other}`; this example knows `linear` and factors"),
-    }
+        (Some(other), _) => bail!("the model scales its rotary frequencies by `{other}`; this example knows `linear`, or factors, alone"),
+    })
+}
+
+/// What `read` makes of a key; none only where the key is absent.
+fn optional<T>(content: &Content, key: &str, read: fn(&Content, &str) -> Result<T>) -> Result<Option<T>> {
+    content.metadata.contains_key(key).then(|| read(content, key)).transpose()
 }
 
 fn value<'a>(content: &'a Content, key: &str) -> Result<&'a Value> {

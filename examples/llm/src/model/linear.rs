@@ -35,38 +35,59 @@ impl Products {
     }
 }
 
-/// One matrix of the model.
+/// One matrix of the model, as it is multiplied.
+#[derive(Clone, Debug)]
+enum Weight {
+    /// Widened once for all.
+    Wide(Tensor),
+    /// As in the file, by candle's integer kernels; with `widen`, many rows by the weights widened for the moment.
+    Stored {
+        weight: Arc<QTensor>,
+        product: QMatMul,
+        widen: bool,
+    },
+}
+
+/// `y = x Wᵀ + b`.
 #[derive(Clone, Debug)]
 pub(super) struct Linear {
-    weight: Arc<QTensor>,
-    product: QMatMul,
-    products: Products,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
 impl Linear {
     /// `weight: [outputs, inputs]`, `bias: [outputs]`.
     pub(super) fn new(weight: QTensor, bias: Option<Tensor>, products: Products) -> Result<Self> {
-        let weight = Arc::new(weight);
-        let product = match products {
-            Products::Widened => QMatMul::Tensor(weight.dequantize(&weight.device())?),
-            Products::Mixed | Products::Quantised => QMatMul::from_arc(weight.clone())?,
+        let weight = match products {
+            Products::Widened => Weight::Wide(weight.dequantize(&weight.device())?),
+            Products::Mixed | Products::Quantised => {
+                let weight = Arc::new(weight);
+                Weight::Stored {
+                    product: QMatMul::from_arc(weight.clone())?,
+                    weight,
+                    widen: products == Products::Mixed,
+                }
+            }
         };
-        Ok(Self {
-            weight,
-            product,
-            products,
-            bias,
-        })
+        Ok(Self { weight, bias })
+    }
+
+    /// With a matrix that is wide already, such as the embedding in models that write with it.
+    pub(super) fn wide(weight: Tensor) -> Self {
+        Self {
+            weight: Weight::Wide(weight),
+            bias: None,
+        }
     }
 
     /// `x: [rows, inputs]` → `[rows, outputs]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let widen = self.products == Products::Mixed && x.dim(D::Minus2)? >= MANY_ROWS && matches!(self.product, QMatMul::QTensor(_));
-        let y = if widen {
-            x.matmul(&self.weight.dequantize(x.device())?.t()?)?
-        } else {
-            self.product.forward(x)?
+        let y = match &self.weight {
+            Weight::Wide(weight) => x.matmul(&weight.t()?)?,
+            Weight::Stored { weight, widen: true, .. } if x.dim(D::Minus2)? >= MANY_ROWS => {
+                x.matmul(&weight.dequantize(x.device())?.t()?)?
+            }
+            Weight::Stored { product, .. } => product.forward(x)?,
         };
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,

@@ -99,7 +99,11 @@ impl Model {
         );
         // Small models read and write words with the same matrix.
         let tied = !content.tensor_infos.contains_key("output.weight");
-        let output = weights.linear(if tied { "token_embd" } else { "output" })?;
+        let output = match (tied, products) {
+            (true, Products::Widened) => Linear::wide(embedding.clone()),
+            (true, _) => weights.linear("token_embd")?,
+            (false, _) => weights.linear("output")?,
+        };
         Ok(Self {
             norm: weights.norm("output_norm", config.epsilon)?,
             device: device.clone(),

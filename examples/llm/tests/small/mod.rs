@@ -98,7 +98,7 @@ impl Small {
         let metadata = [
             ("general.architecture".to_owned(), Value::String(self.architecture.into())),
             (name("block_count"), count(LAYERS)),
-            (name("context_length"), count(512)),
+            (name("context_length"), count(1024)),
             (name("embedding_length"), count(hidden)),
             (name("feed_forward_length"), count(self.feed_forward)),
             (name("attention.head_count"), count(HEADS)),
