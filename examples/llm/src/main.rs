@@ -33,7 +33,9 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // candle's errors carry a backtrace in their text where RUST_BACKTRACE is set.
+            let text = format!("{error:#}");
+            eprintln!("error: {}", text.split("\n   0: ").next().unwrap_or_default());
             ExitCode::FAILURE
         }
     }

@@ -64,7 +64,7 @@ pub fn capture(name: &str, config: &Config, cache: &Cache, context: &Recorder, p
     for (index, place) in cache.layers.iter().enumerate() {
         let pairs = place
             .even()
-            .with_context(|| format!("layer {index} holds no full context to capture"))?;
+            .with_context(|| format!("layer {index} holds no full context: seal the cache first; a compressed one cannot be captured"))?;
         let (kv_heads, tokens, dim) = pairs.key.dims3()?;
         ensure!(
             tokens == cache.position,

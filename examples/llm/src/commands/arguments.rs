@@ -92,7 +92,13 @@ impl EngineArguments {
 #[command(next_help_heading = "Methods (every combination is measured)")]
 pub struct VariantArguments {
     /// Fractions of the pairs that are kept
-    #[arg(long, value_name = "FRACTION,…", value_delimiter = ',', default_value = "0.3")]
+    #[arg(
+        long,
+        value_name = "FRACTION,…",
+        value_delimiter = ',',
+        default_value = "0.3",
+        allow_negative_numbers = true
+    )]
     keep: Vec<f64>,
     /// How the short cache is made
     #[arg(long, value_enum, value_name = "METHOD,…", value_delimiter = ',', default_values_t = [MethodKind::Select, MethodKind::SelectFit, MethodKind::Kvsculpt])]

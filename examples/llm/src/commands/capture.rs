@@ -1,14 +1,14 @@
 //! `capture`: the model reads a text, and what `kvsculpt compress` needs is written to a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use kvsculpt::cache::{Compressed, Dtype};
 
 use super::arguments::{ModelArguments, some_tokens, tokens};
 use super::progress::Progress;
-use super::session::Session;
+use super::session::{Session, check_texts};
 use crate::model::Products;
 use crate::reading::go_on;
 use crate::record::Recorder;
@@ -59,6 +59,13 @@ impl From<DtypeKind> for Dtype {
 /// # Errors
 /// In words for the user.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    check_texts(std::slice::from_ref(&arguments.text))?;
+    let same = |path: &Path| matches!((path.canonicalize(), arguments.output.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    ensure!(
+        !same(&arguments.text) && !same(Path::new(&arguments.model.model)),
+        "{} is what is to be read; choose another path for the capture",
+        arguments.output.display()
+    );
     Compressed::check_writable(&arguments.output)?;
     let mut progress = Progress::new();
     let session = Session::open(&arguments.model, Some(Products::Widened), &mut progress)?;

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::arguments::{EngineArguments, ModelArguments, tokens};
 use super::progress::{Progress, print};
-use super::session::Session;
+use super::session::{Session, read_text};
 use super::variant::{MethodKind, PresetKind, Variant};
 use crate::model::Cache;
 use crate::text::Conversation;
@@ -36,7 +36,7 @@ pub struct Arguments {
     #[arg(long)]
     compare: bool,
     /// The fraction of the pairs that is kept
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.5)]
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.5, allow_negative_numbers = true)]
     keep: f64,
     /// How the short cache is made
     #[arg(long, value_enum, default_value_t = MethodKind::Kvsculpt)]
@@ -54,7 +54,7 @@ pub struct Arguments {
     #[arg(long, value_name = "TOKENS", default_value = "200", value_parser = tokens)]
     answer: usize,
     /// How much chance there is in an answer; 0: the likeliest token every time
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Seeds the chance
     #[arg(long, default_value_t = 0)]
@@ -74,7 +74,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         arguments.temperature
     );
     let variant = Variant::new(arguments.method, arguments.preset, arguments.keep, arguments.set.as_deref())?;
-    let document = std::fs::read_to_string(&arguments.document).with_context(|| arguments.document.display().to_string())?;
+    let document = read_text(&arguments.document)?;
+    ensure!(
+        !document.trim().is_empty(),
+        "{} is empty; give a document with a text",
+        arguments.document.display()
+    );
+    ensure!(
+        arguments.ask.iter().all(|question| !question.trim().is_empty()),
+        "--ask is given without a question"
+    );
     let mut progress = Progress::new();
     let session = Session::open(&arguments.model, None, &mut progress)?;
     let document = shortened(&session, &document, arguments, &mut progress)?;
@@ -82,10 +91,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let prefix = conversation.prefix_tokens(&session.tokenizer)?;
     variant.check(prefix.len())?;
     let (full, short) = prepare(&session, &prefix, &variant, arguments, &mut progress)?;
-    let mut voices = vec![Voice::new(if arguments.compare { "short cache" } else { "" }, short)];
-    if arguments.compare {
-        voices.push(Voice::new("full cache", full));
-    }
+    // Without --compare the full cache ends here, and its memory is free.
+    let mut voices = if arguments.compare {
+        vec![Voice::new("short cache", short), Voice::new("full cache", full)]
+    } else {
+        drop(full);
+        vec![Voice::new("", short)]
+    };
     let talk = Talk {
         session: &session,
         conversation: &conversation,
@@ -179,8 +191,12 @@ impl Talk<'_> {
             if prompt {
                 print("\n> ")?;
             }
-            let mut question = String::new();
-            let read = stdin().lock().read_line(&mut question)?;
+            let mut line = Vec::new();
+            let read = stdin()
+                .lock()
+                .read_until(b'\n', &mut line)
+                .context("standard input cannot be read")?;
+            let question = String::from_utf8_lossy(&line);
             if read == 0 || (prompt && question.trim().is_empty()) {
                 return Ok(());
             }
@@ -190,7 +206,10 @@ impl Talk<'_> {
             if !prompt {
                 print(&format!("\n> {}\n", question.trim()))?;
             }
-            self.answer(voices, &question)?;
+            // Reading and compressing took minutes: a question that cannot be answered does not end the talk.
+            if let Err(error) = self.answer(voices, &question) {
+                eprintln!("error: {error:#}");
+            }
         }
     }
 
@@ -216,17 +235,19 @@ impl Talk<'_> {
     /// Reads `tokens` and prints what the model says then. The token that ends it is not put into the cache.
     fn speak(&self, cache: &mut Cache, tokens: &[u32]) -> Result<()> {
         let Session { model, tokenizer, .. } = self.session;
+        let left = model.config().context_length.saturating_sub(cache.position + tokens.len());
         ensure!(
-            cache.position + tokens.len() + self.arguments.answer <= model.config().context_length,
+            left > 0,
             "the talk has become as long as {} was trained for; begin again, with fewer --tokens of the document",
-            model.config().name
+            self.session.name
         );
+        let most = self.arguments.answer.min(left);
         let mut choice = Choice::new(self.arguments.temperature, self.arguments.seed ^ cache.position as u64);
         let mut words = tokenizer.stream();
         let started = Instant::now();
         let mut hidden = model.forward(tokens, cache, &mut ())?;
         let mut said = 0;
-        while said < self.arguments.answer {
+        while said < most {
             let rows = hidden.dim(0)?;
             let token = choice.next(&model.logits(&hidden.narrow(0, rows - 1, 1)?)?)?;
             if tokenizer.is_end(token) {

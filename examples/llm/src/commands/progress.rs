@@ -33,6 +33,10 @@ impl Progress {
     /// Begins something.
     pub fn begin(&mut self, what: impl Into<String>) {
         self.what = what.into();
+        // Where there is no terminal for a bar, a line a piece of work.
+        if self.bar.is_hidden() {
+            eprintln!("{} …", self.what);
+        }
         self.bar.reset();
         self.bar.set_message(self.what.clone());
     }

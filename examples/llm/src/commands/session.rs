@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::arguments::ModelArguments;
 use super::progress::Progress;
@@ -51,16 +51,19 @@ impl Session {
         ensure!(
             count <= config.context_length,
             "{count} tokens are asked for, with those that follow, and {} was trained for {}; give fewer --tokens",
-            config.name,
+            self.name,
             config.context_length
         );
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let start = text.char_indices().map(|(byte, _)| byte).nth(offset).unwrap_or(text.len());
+        let text = read_text(path)?;
+        let start = text.char_indices().map(|(byte, _)| byte).nth(offset);
+        let Some(start) = start else {
+            bail!("{} has {} characters; give an --offset below", path.display(), text.chars().count());
+        };
         let mut tokens: Vec<u32> = self.tokenizer.beginning().into_iter().collect();
         tokens.extend(self.tokenizer.encode(&text[start..])?);
         ensure!(
             tokens.len() >= count,
-            "{} has {} tokens from character {offset} on, and {count} are needed; give a longer text, a smaller --offset or fewer --tokens",
+            "{} has {} tokens from character {offset} on, and {count} are needed, those that follow counted; give a longer text, a smaller --offset or fewer --tokens",
             path.display(),
             tokens.len()
         );
@@ -76,6 +79,22 @@ impl Session {
         progress.begin(format!("{}: reading {} tokens of {what}", self.name, tokens.len()));
         Reading::new(&self.model, tokens, &mut |read| progress.at(read, tokens.len()))
     }
+}
+
+/// Reads a text.
+///
+/// # Errors
+/// A file that cannot be read or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("the text {} cannot be read; give a file in UTF-8", path.display()))
+}
+
+/// Fails now as reading them later would, so that nothing is measured in vain.
+///
+/// # Errors
+/// As [`read_text`], for the first that fails.
+pub fn check_texts<P: AsRef<Path>>(paths: &[P]) -> Result<()> {
+    paths.iter().try_for_each(|path| read_text(path.as_ref()).map(drop))
 }
 
 /// A file's name without folder and ending.

@@ -74,6 +74,7 @@ impl Variant {
             });
         }
         options.keep = keep;
+        options.validate()?;
         if let Some(changes) = changes {
             options = changed(&options, changes).with_context(|| format!("--set {changes}"))?;
         }
@@ -168,17 +169,20 @@ fn backwards(array: &[f32], tokens: usize, channels: usize) -> Vec<f32> {
 
 fn changed(options: &Options, changes: &str) -> Result<Options> {
     let mut all = serde_json::to_value(options)?;
-    let serde_json::Value::Object(changes) = serde_json::from_str(changes)? else {
+    let serde_json::Value::Object(changes) = serde_json::from_str(changes).context("is no JSON; write for example {\"steps\": 20}")? else {
         bail!("is no JSON object; write for example {{\"steps\": 20}}");
     };
     for (name, value) in changes {
         if name == "method" || name == "keep" {
             bail!("`{name}` has an argument of its own, --{name}");
         }
-        match all.get_mut(&name) {
-            Some(place) => *place = value,
-            None => bail!("there is no option `{name}`"),
-        }
+        let Some(place) = all.get_mut(&name) else {
+            let names: Vec<&str> = all.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            bail!("there is no option `{name}`; there are {}", names.join(", "));
+        };
+        let was = std::mem::replace(place, value);
+        let fits = serde_json::from_value::<Options>(all.clone());
+        fits.with_context(|| format!("`{name}` must be of the form of {was}"))?;
     }
     Ok(serde_json::from_value(all)?)
 }

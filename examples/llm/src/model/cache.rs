@@ -97,7 +97,7 @@ impl Cache {
     /// Makes what was appended the context. Appending copies what is recent, so a long text is sealed before decoding.
     ///
     /// # Errors
-    /// If there is a context already.
+    /// If there is a context already: what was appended to one cannot become part of it.
     pub fn seal(&mut self) -> Result<()> {
         for layer in &mut self.layers {
             ensure!(layer.memory.is_none(), "the cache has a context already");
@@ -110,7 +110,7 @@ impl Cache {
     /// stay.
     ///
     /// # Errors
-    /// A layer the model does not have, or one with other heads or channels than the model's.
+    /// A layer the model does not have, or one with other heads or channels than the full context it stands for.
     pub fn compressed(&self, short: &Compressed, device: &Device) -> Result<Self> {
         let mut cache = self.clone();
         for layer in &short.layers {

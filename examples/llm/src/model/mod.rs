@@ -16,7 +16,7 @@ use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use candle_core::quantized::gguf_file::Content;
+use candle_core::quantized::gguf_file::{Content, TensorInfo};
 use candle_core::{Device, Tensor};
 use candle_nn::{Embedding, Module};
 
@@ -66,7 +66,9 @@ impl Model {
     pub fn open(path: &Path, device: &Device, products: Option<Products>) -> Result<(Content, Self)> {
         let opened = || -> Result<(Content, Self)> {
             let mut file = BufReader::new(File::open(path)?);
-            let content = Content::read(&mut file).context("is no GGUF file, or a damaged one")?;
+            let content = Content::read(&mut file).context("is no GGUF file, or one cut short")?;
+            let (length, needed) = (file.get_ref().metadata()?.len(), end_of_tensors(&content));
+            ensure!(length >= needed, "is cut short: {length} of {needed} bytes; download it again");
             let products = products.unwrap_or_else(|| Products::fitting(&content));
             let model = Self::new(&content, &mut file, device, products)?;
             Ok((content, model))
@@ -177,6 +179,15 @@ impl Model {
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.output.forward(&self.norm.forward(hidden)?)
     }
+}
+
+/// The least length of a file with these tensors.
+fn end_of_tensors(content: &Content) -> u64 {
+    let end = |tensor: &TensorInfo| {
+        let blocks = tensor.shape.elem_count() / tensor.ggml_dtype.block_size();
+        content.tensor_data_offset + tensor.offset + (blocks * tensor.ggml_dtype.type_size()) as u64
+    };
+    content.tensor_infos.values().map(end).max().unwrap_or(0)
 }
 
 /// Reads tensors by name.
