@@ -148,10 +148,7 @@ mod tests {
     }
 
     fn row(name: &str, figure: f64) -> Row {
-        Row {
-            name: name.into(),
-            figure,
-        }
+        Row { name: name.into(), figure }
     }
 
     fn open(path: &Path) -> Result<Results<Row>> {

@@ -68,6 +68,9 @@ mod tests {
             label(MethodKind::Select, PresetKind::Published, 0.3),
             "select (published) at keep 0.3"
         );
-        assert_eq!([number(12.34567), number(0.00012), number(-4.26e-7)], ["12.3457", "0.0001", "-4.3e-7"]);
+        assert_eq!(
+            [number(12.34567), number(0.00012), number(-4.26e-7)],
+            ["12.3457", "0.0001", "-4.3e-7"]
+        );
     }
 }
