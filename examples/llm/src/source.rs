@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use std::env;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -34,8 +35,10 @@ pub enum Wanted {
     File(String),
 }
 
-/// The GGUF file that MODEL names, downloaded where it is a name on the hub and not in the hub's folder yet. Fails with a sentence where
-/// there is no such file, or it is no GGUF file.
+/// The GGUF file that MODEL names, downloaded where it is a name on the hub and not in the hub's folder yet.
+///
+/// # Errors
+/// In words for the user: as [`parse`] and [`choose`], a file that cannot be downloaded, or one that is no GGUF file.
 pub fn find(model: &str) -> Result<PathBuf> {
     let file = match parse(model)? {
         Source::File(file) => file,
@@ -48,6 +51,9 @@ pub fn find(model: &str) -> Result<PathBuf> {
 }
 
 /// What MODEL means: a path that exists, `owner/repo`, `owner/repo:QUANTISATION` or `owner/repo/file.gguf`.
+///
+/// # Errors
+/// A folder, or a path that does not exist and is no name on the hub either.
 pub fn parse(model: &str) -> Result<Source> {
     let path = Path::new(model);
     if path.is_file() {
@@ -94,7 +100,10 @@ fn is_name(part: &str) -> bool {
     !part.is_empty() && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
 }
 
-/// The file of a repository's listing that is wanted. Fails, naming those there are, where none fits or the model is spread over several.
+/// The file of a repository's listing that is wanted.
+///
+/// # Errors
+/// None that fits, or a model that is spread over several; the sentence names those there are.
 pub fn choose<'a>(files: &[&'a str], wanted: &Wanted) -> Result<&'a str> {
     let ggufs: Vec<&str> = files
         .iter()
@@ -197,19 +206,26 @@ fn check(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The file of the small model that the tests use, fetched by `cargo xtask model smollm2`; fails with that sentence where it is not there.
+/// The file of the small model that the tests use.
+///
+/// # Errors
+/// A file that is not there; `cargo xtask model smollm2` fetches it, and the sentence says so.
+#[doc(hidden)]
 pub fn small_test_model() -> Result<PathBuf> {
-    let target = match env::var_os("CARGO_TARGET_DIR") {
-        Some(folder) => PathBuf::from(folder),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
-    };
-    let file = target.join("models/smollm2-135m.gguf");
+    let file = target(env::var_os("CARGO_TARGET_DIR")).join("models/smollm2-135m.gguf");
     ensure!(
         file.is_file(),
         "{} is not there; `cargo xtask model smollm2` fetches it (98 MB)",
         file.display()
     );
     Ok(file)
+}
+
+/// The folder that cargo builds into. Tests run in their package's folder, and `cargo xtask` in the workspace's: a folder that is set
+/// is meant from there.
+fn target(set: Option<OsString>) -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    workspace.join(set.unwrap_or_else(|| OsString::from("target")))
 }
 
 #[cfg(test)]
@@ -282,6 +298,15 @@ mod tests {
                 .to_string()
                 .contains("is a folder")
         );
+    }
+
+    #[test]
+    fn the_build_folder_is_meant_from_the_workspace() {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        assert_eq!(target(None), workspace.join("target"));
+        assert_eq!(target(Some("elsewhere".into())), workspace.join("elsewhere"));
+        let absolute = std::env::temp_dir().join("elsewhere");
+        assert_eq!(target(Some(absolute.clone().into())), absolute);
     }
 
     #[test]

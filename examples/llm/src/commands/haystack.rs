@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use fastrand::Rng;
 use kvsculpt::cache::Capture;
+use kvsculpt::options::Split;
 use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
@@ -23,6 +24,8 @@ use kvsculpt::machine::Machine;
 const CUE: usize = 16;
 /// Tokens of it that should come then.
 const CONTINUATION: usize = 32;
+/// Other versions may measure otherwise.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What is planted and asked.
 #[derive(Clone, Debug, Args)]
@@ -31,11 +34,14 @@ pub struct Task {
     #[arg(long, default_value_t = 2048)]
     pub tokens: usize,
     /// How far into the context needles are planted and passages copied from, as fractions of it
-    #[arg(long, value_name = "DEPTH,…", value_delimiter = ',', default_value = "0.1,0.3,0.5,0.7,0.9")]
+    ///
+    /// By default none is near the end: of 2048 tokens the published preset keeps the last 256 as they are and the default preset a
+    /// quarter of what it keeps, so that what lies there would tell how long a preset's tail is, and not what it compresses.
+    #[arg(long, value_name = "DEPTH,…", value_delimiter = ',', default_value = "0.1,0.25,0.4,0.55,0.7")]
     pub depths: Vec<f64>,
     /// Needles at each depth
-    #[arg(long, default_value_t = 2)]
-    pub needles: usize,
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    pub needles: u16,
     /// Which names and numbers are drawn
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -47,18 +53,37 @@ impl Task {
     /// # Errors
     /// In words for the user.
     pub fn validate(&self) -> Result<()> {
-        ensure!(self.tokens > 0 && self.needles > 0, "--tokens and --needles must be at least 1");
+        ensure!(self.tokens > 0, "--tokens must be at least 1");
         ensure!(!self.depths.is_empty(), "--depths names no depth");
         for depth in &self.depths {
             ensure!((0.0..=1.0).contains(depth), "--depths: {depth} is not a fraction from 0 to 1");
         }
         Ok(())
     }
+
+    /// Refuses a way to shorten that leaves no free pair of so few tokens: before anything is read, and not after.
+    ///
+    /// # Errors
+    /// As [`Split::uniform`], with the way.
+    pub fn check(&self, variant: &Variant) -> Result<()> {
+        if variant.method != MethodKind::Full {
+            let what = || label(variant.method, variant.preset, variant.keep);
+            Split::uniform(self.tokens, &variant.options).with_context(what)?;
+        }
+        Ok(())
+    }
+
+    /// Needles at each depth.
+    fn at_each_depth(&self) -> usize {
+        usize::from(self.needles)
+    }
 }
 
 /// All questions of one passage, asked from one cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
+    /// This program's version.
+    pub version: String,
     /// The model's file.
     pub model: String,
     /// The text's file.
@@ -160,10 +185,12 @@ impl Haystack {
         // Another text gets other needles, the same text always the same.
         let mix = |hash: u64, &token: &u32| (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3);
         let mut random = Rng::with_seed(text.iter().fold(task.seed, mix));
-        let drawn = needles(&session.tokenizer, task.depths.len() * task.needles, &mut random)?;
+        let each = task.at_each_depth();
+        // More than can be counted are more than there are names for, which is refused there.
+        let drawn = needles(&session.tokenizer, task.depths.len().saturating_mul(each), &mut random)?;
         let mut depths = task.depths.clone();
         depths.sort_by(f64::total_cmp);
-        let at_depth = |index: usize| depths[index / task.needles];
+        let at_depth = |index: usize| depths[index / each];
         let deep: Vec<(f64, &[u32])> = drawn
             .iter()
             .enumerate()
@@ -177,7 +204,7 @@ impl Haystack {
                 passage.context("no passage between needles is long enough to be copied; give fewer --needles or more --tokens")?;
             Ok(Questions {
                 depth,
-                needles: placed.by_ref().take(task.needles).collect(),
+                needles: placed.by_ref().take(each).collect(),
                 copied_from: passage.start,
                 copied: planted.tokens[passage].to_vec(),
             })
@@ -220,11 +247,12 @@ impl Haystack {
             depths.push(questions.ask(session, &cache)?);
         }
         Ok(Row {
+            version: VERSION.to_owned(),
             model: session.name.clone(),
             text: self.text.clone(),
             offset: self.offset,
             tokens: self.reading.tokens.len(),
-            needles: self.task.needles,
+            needles: self.task.at_each_depth(),
             seed: self.task.seed,
             method: variant.method,
             preset: variant.preset,
@@ -242,13 +270,171 @@ impl Haystack {
     #[must_use]
     pub fn is_measured_by(&self, row: &Row, session: &Session, machine: &Machine, variant: &Variant) -> bool {
         let asked = self.questions.iter().map(|questions| (questions.depth, questions.copied_from));
-        let was_asked = row.depths.iter().map(|depth| (depth.depth, depth.copied_from));
-        let same_cache = if variant.method == MethodKind::Full {
-            row.method == MethodKind::Full
-        } else {
-            row.method == variant.method && row.options.as_ref() == Some(&variant.options) && row.engine == machine.name()
+        Decisive {
+            model: &session.name,
+            source: &self.source,
+            tokens: self.reading.tokens.len(),
+            needles: self.task.at_each_depth(),
+            seed: self.task.seed,
+            asked: asked.collect(),
+            engine: &machine.name(),
+            variant,
+        }
+        .is_of(row)
+    }
+}
+
+/// All that decides what a measurement finds.
+#[derive(Clone, Debug)]
+struct Decisive<'a> {
+    model: &'a str,
+    source: &'a str,
+    tokens: usize,
+    needles: usize,
+    seed: u64,
+    /// Of each depth, what it is and where the copied passage begins.
+    asked: Vec<(f64, usize)>,
+    engine: &'a str,
+    variant: &'a Variant,
+}
+
+impl Decisive<'_> {
+    fn is_of(&self, row: &Row) -> bool {
+        let variant = self.variant;
+        // The full cache has no options, and no engine made it.
+        let same_cache = match variant.method {
+            MethodKind::Full => row.method == MethodKind::Full,
+            method => row.method == method && row.options.as_ref() == Some(&variant.options) && row.engine == self.engine,
         };
-        let same_task = row.needles == self.task.needles && row.seed == self.task.seed && asked.eq(was_asked);
-        same_cache && same_task && row.model == session.name && row.source == self.source
+        let same_text = row.model == self.model && row.source == self.source && row.tokens == self.tokens;
+        let asked = row.depths.iter().map(|depth| (depth.depth, depth.copied_from));
+        let same_questions = row.needles == self.needles && row.seed == self.seed && asked.eq(self.asked.iter().copied());
+        row.version == VERSION && same_text && same_questions && same_cache
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        task: Task,
+    }
+
+    fn task(arguments: &[&str]) -> Result<Task> {
+        let line = Line::try_parse_from([&["x"], arguments].concat())?;
+        line.task.validate()?;
+        Ok(line.task)
+    }
+
+    fn variant(method: MethodKind, keep: f64) -> Variant {
+        Variant::new(method, PresetKind::Default, keep, None).unwrap()
+    }
+
+    fn row(variant: &Variant) -> Row {
+        let depth = |(depth, copied_from): (f64, usize)| Depth {
+            depth,
+            places: vec![50, 60],
+            exact: vec![true, false],
+            needle_log_probability: vec![-1.0, -3.0],
+            copied_from,
+            copy_top1: 0.5,
+            copy_log_probability: -0.5,
+        };
+        Row {
+            version: VERSION.into(),
+            model: "small".into(),
+            text: "a".into(),
+            offset: 0,
+            tokens: 100,
+            needles: 2,
+            seed: 3,
+            method: variant.method,
+            preset: variant.preset,
+            keep: variant.keep,
+            options: (variant.method != MethodKind::Full).then(|| variant.options.clone()),
+            source: "0123".into(),
+            engine: "CPU".into(),
+            bytes: 1,
+            seconds: 0.0,
+            depths: [(0.25, 30), (0.5, 70)].map(depth).to_vec(),
+        }
+    }
+
+    fn decisive(variant: &Variant) -> Decisive<'_> {
+        Decisive {
+            model: "small",
+            source: "0123",
+            tokens: 100,
+            needles: 2,
+            seed: 3,
+            asked: vec![(0.25, 30), (0.5, 70)],
+            engine: "CPU",
+            variant,
+        }
+    }
+
+    #[test]
+    fn a_row_serves_again_only_for_the_very_same_measurement() {
+        let short = variant(MethodKind::Select, 0.3);
+        let found = row(&short);
+        assert!(decisive(&short).is_of(&found));
+        assert!(!decisive(&variant(MethodKind::Select, 0.4)).is_of(&found));
+        assert!(!decisive(&variant(MethodKind::SelectFit, 0.3)).is_of(&found));
+        assert!(!decisive(&variant(MethodKind::Full, 1.0)).is_of(&found));
+        let changes: [(&str, fn(&mut Row)); 10] = [
+            ("version", |row| row.version.push('0')),
+            ("model", |row| row.model.push('0')),
+            ("source", |row| row.source.push('0')),
+            ("tokens", |row| row.tokens += 1),
+            ("needles", |row| row.needles += 1),
+            ("seed", |row| row.seed += 1),
+            ("engine", |row| row.engine.push('0')),
+            ("a depth", |row| row.depths[1].depth = 0.6),
+            ("a depth less", |row| row.depths.truncate(1)),
+            ("where is copied from", |row| row.depths[0].copied_from += 1),
+        ];
+        for (what, change) in changes {
+            let mut other = found.clone();
+            change(&mut other);
+            assert!(!decisive(&short).is_of(&other), "{what}");
+        }
+        let full = variant(MethodKind::Full, 1.0);
+        let mut found = row(&full);
+        found.engine = "another".into();
+        assert!(decisive(&full).is_of(&found), "no engine made the full cache");
+        assert!(!decisive(&short).is_of(&found));
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused_before_anything_is_read() {
+        let usual = task(&[]).unwrap();
+        for keep in [0.1, 0.9] {
+            usual.check(&variant(MethodKind::Kvsculpt, keep)).unwrap();
+        }
+        let published = Variant::new(MethodKind::Kvsculpt, PresetKind::Published, 0.1, None).unwrap();
+        let refused = format!("{:#}", usual.check(&published).unwrap_err());
+        assert!(refused.contains("published") && refused.contains("smallest keep"), "{refused}");
+        task(&["--tokens", "1"]).unwrap().check(&variant(MethodKind::Full, 1.0)).unwrap();
+        for wrong in [
+            ["--needles", "0"],
+            ["--needles", "65536"],
+            ["--depths", "0.5,1.5"],
+            ["--depths", "NaN"],
+            ["--tokens", "0"],
+        ] {
+            assert!(task(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn no_usual_depth_lies_in_the_tail_that_is_published() {
+        let usual = task(&[]).unwrap();
+        let split = Split::uniform(usual.tokens, &kvsculpt::Options::published()).unwrap();
+        let tail = (usual.tokens - split.tail) as f64 / usual.tokens as f64;
+        assert!(usual.depths.iter().all(|&depth| depth < tail - 0.1), "{tail}");
     }
 }

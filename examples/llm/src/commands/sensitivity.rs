@@ -25,9 +25,10 @@ use kvsculpt::machine::Machine;
 /// Measure how much what the model says reacts to an error in each layer and head; once a model.
 ///
 /// The model reads the beginning of each text. Then, layer by layer and head by head, that piece of the cache alone is replaced by
-/// its pairs of highest attention, and the text that follows is read again: KL(full ‖ this) in nats, beside the error of the piece's
-/// attention on the queries of that text. Their quotient, the sensitivity, is written to a file (JSON), by which pairs can be
-/// given to the layers and heads that need them.
+/// a short one, and the text that follows is read again: KL(full ‖ this) in nats, beside the merged error of the piece's attention
+/// on the queries of that text. The short one is the default preset's selection: the first 4 pairs, the last ones up to a quarter of
+/// what is kept (at most 256), and between them those of highest attention. The quotient of the two, the sensitivity, is written to
+/// a file (JSON), by which pairs can be given to the layers and heads that need them.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -57,9 +58,14 @@ pub struct Arguments {
     engine: EngineArguments,
 }
 
+/// Other versions may measure otherwise.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// A finished layer of one passage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
+    /// This program's version.
+    pub version: String,
     /// The model's file.
     pub model: String,
     /// Digest of the capture, the queries of the tokens that follow included.
@@ -99,8 +105,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let found = Sensitivities::new(&session.name, &measurement.options, found)?;
     found.write(&arguments.output)?;
-    fs::remove_file(&partial).with_context(|| format!("{} is not needed any more and cannot be removed", partial.display()))?;
     measurement.progress.finish();
+    if measurement.holds_only(&found) {
+        fs::remove_file(&partial).with_context(|| format!("{} is not needed any more and cannot be removed", partial.display()))?;
+    } else {
+        eprintln!(
+            "note: {} also holds layers of other measurements and was left; delete it if they are not needed",
+            partial.display()
+        );
+    }
     println!("{}", table(&found));
     println!("written to {}", arguments.output.display());
     Ok(())
@@ -155,15 +168,29 @@ impl Measurement<'_> {
     /// A layer that is finished already.
     fn known(&self, model: &str, source: &str, layer: usize) -> Option<&Row> {
         let engine = self.machine.name();
-        self.results.find(|row| {
-            row.model == model
-                && row.source == source
-                && row.next == self.arguments.next
-                && row.options == self.options
-                && row.engine == engine
-                && row.effect.layer == layer
-                && row.effect.heads.is_empty() == self.arguments.layers_only
-        })
+        let this = self.decisive(model, source, &engine);
+        self.results.find(|row| row.effect.layer == layer && this.is_of(row))
+    }
+
+    /// Whether everything that was kept has gone into `found`.
+    fn holds_only(&self, found: &Sensitivities) -> bool {
+        let engine = self.machine.name();
+        let is_of = |row: &Row| {
+            let mut sources = found.passages.iter().map(|passage| &passage.source);
+            sources.any(|source| self.decisive(&found.model, source, &engine).is_of(row))
+        };
+        self.results.unreadable() == 0 && self.results.rows().iter().all(is_of)
+    }
+
+    fn decisive<'a>(&'a self, model: &'a str, source: &'a str, engine: &'a str) -> Decisive<'a> {
+        Decisive {
+            model,
+            source,
+            next: self.arguments.next,
+            options: &self.options,
+            engine,
+            layers_only: self.arguments.layers_only,
+        }
     }
 
     /// Measures these layers.
@@ -188,6 +215,7 @@ impl Measurement<'_> {
             };
             let effect = replay.effect(layer, heads, &errors, !self.arguments.layers_only)?;
             self.results.add(Row {
+                version: VERSION.to_owned(),
                 model: session.name.clone(),
                 source: passage.capture.digest()?,
                 next: self.arguments.next,
@@ -197,6 +225,29 @@ impl Measurement<'_> {
             })?;
         }
         Ok(())
+    }
+}
+
+/// All that decides what is found in a layer.
+#[derive(Clone, Copy, Debug)]
+struct Decisive<'a> {
+    model: &'a str,
+    source: &'a str,
+    next: usize,
+    options: &'a kvsculpt::Options,
+    engine: &'a str,
+    layers_only: bool,
+}
+
+impl Decisive<'_> {
+    fn is_of(&self, row: &Row) -> bool {
+        row.version == VERSION
+            && row.model == self.model
+            && row.source == self.source
+            && row.next == self.next
+            && row.options == *self.options
+            && row.engine == self.engine
+            && row.effect.heads.is_empty() == self.layers_only
     }
 }
 
@@ -226,4 +277,56 @@ pub fn table(found: &Sensitivities) -> String {
         table.add_row(cells);
     }
     format!("{table}\nKL of a cache that keeps everything: {}", number(found.noise))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::sensitivity::Effect;
+
+    #[test]
+    fn a_row_serves_again_only_for_the_very_same_measurement() {
+        let options = Variant::new(MethodKind::Select, PresetKind::Default, 0.1, None).unwrap().options;
+        let this = Decisive {
+            model: "small",
+            source: "0123",
+            next: 16,
+            options: &options,
+            engine: "CPU",
+            layers_only: false,
+        };
+        let effect = Effect { kl: 0.1, error: 0.2 };
+        let found = Row {
+            version: VERSION.into(),
+            model: "small".into(),
+            source: "0123".into(),
+            next: 16,
+            options: options.clone(),
+            engine: "CPU".into(),
+            effect: LayerEffect {
+                layer: 1,
+                whole: effect,
+                heads: vec![effect, effect],
+            },
+        };
+        assert!(this.is_of(&found));
+        let changes: [(&str, fn(&mut Row)); 7] = [
+            ("version", |row| row.version.push('0')),
+            ("model", |row| row.model.push('0')),
+            ("source", |row| row.source.push('0')),
+            ("next", |row| row.next += 1),
+            ("options", |row| row.options.keep = 0.2),
+            ("engine", |row| row.engine.push('0')),
+            ("layers only", |row| row.effect.heads.clear()),
+        ];
+        for (what, change) in changes {
+            let mut other = found.clone();
+            change(&mut other);
+            assert!(!this.is_of(&other), "{what}");
+        }
+        let mut layer = found;
+        layer.effect.heads.clear();
+        let layers_only = Decisive { layers_only: true, ..this };
+        assert!(layers_only.is_of(&layer));
+    }
 }

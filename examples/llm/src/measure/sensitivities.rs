@@ -59,8 +59,8 @@ pub struct Layer {
     pub kl: f64,
     /// Mean over its KV heads of the merged error on the queries of the tokens that follow.
     pub error: f64,
-    /// `kl / error`; null where either is within rounding: then `100 · noise / error` is as much as it can be where `error` is of
-    /// ordinary size, and nothing is known where it is not.
+    /// `kl / error`; null where `kl ≤ 100 · max(noise, 1.4e-14)`, and then at most `100 · max(noise, 1.4e-14) / error`, or where
+    /// `error ≤ 1e-10`, and then nothing is known of it (the numbers are those of [`sensitivity`]).
     pub sensitivity: Option<f64>,
     /// The part of all layers' `kl` that is this layer's, in [0, 1].
     pub share: f64,
@@ -81,6 +81,51 @@ pub struct Head {
     pub sensitivity: Option<f64>,
 }
 
+impl Layer {
+    /// Layer number `index` of each passage's layers, its share still to be found.
+    fn mean(effects: &[Vec<LayerEffect>], index: usize, noise: f64) -> Self {
+        let of = |layers: &Vec<LayerEffect>| layers[index].whole;
+        let Effect { kl, error } = mean(effects.iter().map(of));
+        let about = &effects[0][index];
+        let head = |head: usize| Head::mean(effects.iter().map(|layers| layers[index].heads[head]), head, noise);
+        Self {
+            layer: about.layer,
+            kl,
+            error,
+            sensitivity: sensitivity(Effect { kl, error }, noise),
+            share: 0.0,
+            heads: (0..about.heads.len()).map(head).collect(),
+        }
+    }
+}
+
+impl Head {
+    /// A head as each passage found it.
+    fn mean(effects: impl ExactSizeIterator<Item = Effect>, head: usize, noise: f64) -> Self {
+        let Effect { kl, error } = mean(effects);
+        Self {
+            head,
+            kl,
+            error,
+            sensitivity: sensitivity(Effect { kl, error }, noise),
+        }
+    }
+}
+
+/// The mean of some effects, of which there is at least one.
+fn mean(effects: impl ExactSizeIterator<Item = Effect>) -> Effect {
+    let count = effects.len() as f64;
+    let sum = |sum: Effect, one: Effect| Effect {
+        kl: sum.kl + one.kl,
+        error: sum.error + one.error,
+    };
+    let Effect { kl, error } = effects.fold(Effect { kl: 0.0, error: 0.0 }, sum);
+    Effect {
+        kl: kl / count,
+        error: error / count,
+    }
+}
+
 impl Sensitivities {
     /// From each passage and what was found in it, layer by layer.
     ///
@@ -96,34 +141,7 @@ impl Sensitivities {
             "the passages were measured in different layers or heads"
         );
         let noise = passages.iter().map(|passage| passage.noise).fold(0.0, f64::max);
-        let mean = |of: &dyn Fn(&[LayerEffect]) -> Effect| {
-            let mean = |part: fn(Effect) -> f64| effects.iter().map(|layers| part(of(layers))).sum::<f64>() / effects.len() as f64;
-            Effect {
-                kl: mean(|effect| effect.kl),
-                error: mean(|effect| effect.error),
-            }
-        };
-        let layer = |(index, about): (usize, &LayerEffect)| {
-            let whole = mean(&|layers| layers[index].whole);
-            let head = |head: usize| {
-                let Effect { kl, error } = mean(&|layers| layers[index].heads[head]);
-                Head {
-                    head,
-                    kl,
-                    error,
-                    sensitivity: sensitivity(Effect { kl, error }, noise),
-                }
-            };
-            Layer {
-                layer: about.layer,
-                kl: whole.kl,
-                error: whole.error,
-                sensitivity: sensitivity(whole, noise),
-                share: 0.0,
-                heads: (0..about.heads.len()).map(head).collect(),
-            }
-        };
-        let mut layers: Vec<Layer> = first.iter().enumerate().map(layer).collect();
+        let mut layers: Vec<Layer> = (0..first.len()).map(|index| Layer::mean(&effects, index, noise)).collect();
         let all: f64 = layers.iter().map(|layer| layer.kl).sum();
         for layer in &mut layers {
             layer.share = if all > 0.0 { layer.kl / all } else { 0.0 };

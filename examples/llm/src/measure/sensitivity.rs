@@ -25,7 +25,7 @@ pub const CLEAR: f64 = 100.0;
 /// A merged error must be more than this to count: outputs are sums in single precision, right to about 1e-6 of their size, and
 /// the error is that squared, times [`CLEAR`].
 pub const LEAST_ERROR: f64 = 1e-10;
-/// The square of single precision's spacing: no path rounds less.
+/// The square of single precision's spacing: no path rounds less, even where its measured noise is smaller.
 const LEAST_NOISE: f64 = 1.4e-14;
 
 /// What it did to replace a piece of the cache.
@@ -48,8 +48,11 @@ pub struct LayerEffect {
     pub heads: Vec<Effect>,
 }
 
-/// `Σ KL / Σ error` over texts, for mean figures `kl` and `error`; none where either is within rounding (see the
-/// [module](self)), `noise` being the largest KL of a cache that keeps everything.
+/// `Σ KL / Σ error` over texts, for mean figures `kl` and `error`; `noise`: the largest KL of a cache that keeps everything.
+///
+/// None where either figure is within rounding (see the [module](self)). That is where `kl ≤ 100 · max(noise, 1.4e-14)`: then the
+/// quotient is at most `100 · max(noise, 1.4e-14) / error`. And it is where `error ≤ 1e-10` ([`LEAST_ERROR`]): then nothing is
+/// known, that bound included.
 #[must_use]
 pub fn sensitivity(of: Effect, noise: f64) -> Option<f64> {
     (of.kl > CLEAR * noise.max(LEAST_NOISE) && of.error > LEAST_ERROR).then(|| of.kl / of.error)

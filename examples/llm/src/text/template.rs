@@ -104,8 +104,10 @@ impl Template {
         self.source.is_none()
     }
 
-    /// The conversation as text; with `asks_for_answer` the header of the assistant's turn follows. Fails, with the template's line, where
-    /// the template cannot be rendered.
+    /// The conversation as text; with `asks_for_answer` the header of the assistant's turn follows.
+    ///
+    /// # Errors
+    /// A template that cannot be rendered, with its line.
     pub fn render(&self, messages: &[Message], asks_for_answer: bool) -> Result<String> {
         let Some(source) = &self.source else {
             return Ok(plain(messages, asks_for_answer));
@@ -144,8 +146,10 @@ impl Template {
         template.render(values).map_err(|error| anyhow!("{sentence} ({error})"))
     }
 
-    /// Cuts a conversation about `document` where questions go in; `instruction` says before the document what it is for. Fails where the
-    /// template cannot be rendered or does not print what it is given, once and in order.
+    /// Cuts a conversation about `document` where questions go in; `instruction` says before the document what it is for.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render), and a template that does not print what it is given, once and in order.
     pub fn converse(&self, instruction: &str, document: &str) -> Result<Conversation> {
         let asked = format!(
             "{}\n\n{DOCUMENT}\n\n{}{QUESTION}",
@@ -233,11 +237,17 @@ impl Conversation {
     }
 
     /// The tokens of [`Self::first_question`], going on from the prefix.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
     pub fn first_question_tokens(&self, tokenizer: &Tokenizer, question: &str) -> Result<Vec<u32>> {
         tokenizer.encode_continued(&self.first_question(question))
     }
 
     /// The tokens of [`Self::next_question`] after an answer whose last token was `last`: one that ends a turn is not said again.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
     pub fn next_question_tokens(&self, tokenizer: &Tokenizer, question: &str, last: Option<u32>) -> Result<Vec<u32>> {
         let mut ids = tokenizer.encode_continued(&self.next_question(question))?;
         if last.is_some_and(|last| tokenizer.is_end(last) && ids.first() == Some(&last)) {
@@ -247,6 +257,9 @@ impl Conversation {
     }
 
     /// The tokens before the first question, the model's beginning token in front where it wants one and the template prints none.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
     pub fn prefix_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let mut ids = tokenizer.encode_pieces(&self.prefix)?;
         if let Some(beginning) = tokenizer.beginning().filter(|beginning| ids.first() != Some(beginning)) {

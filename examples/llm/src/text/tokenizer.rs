@@ -43,7 +43,10 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer a GGUF file carries; fails with a sentence where it would cut text differently from the model's own.
+    /// The tokenizer a GGUF file carries.
+    ///
+    /// # Errors
+    /// In words for the user: a file without tokenizer, a damaged one, or one that would cut text differently from the model's own.
     pub fn from_gguf(content: &Content) -> Result<Self> {
         let vocabulary = Vocabulary::read(content)?;
         let inner = match vocabulary.text("tokenizer.ggml.model") {
@@ -74,6 +77,9 @@ impl Tokenizer {
     }
 
     /// The tokens of a text in which `<|im_start|>` and the like are nothing but text; no token is put before or after it.
+    ///
+    /// # Errors
+    /// A text that the vocabulary does not cover.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self
             .inner
@@ -83,11 +89,17 @@ impl Tokenizer {
     }
 
     /// The tokens of a text in which the names of control tokens stand for them, as in a rendered chat template.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_pieces(&[Piece::Markup(text.to_owned())])
     }
 
     /// The tokens of all pieces joined: only a control token parts text, the border between two pieces does not.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
     pub fn encode_pieces(&self, pieces: &[Piece]) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         let mut text = String::new();
@@ -112,6 +124,9 @@ impl Tokenizer {
     }
 
     /// The tokens of pieces that go on from text already read: no space is put before them as before a text that begins anew.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
     pub fn encode_continued(&self, pieces: &[Piece]) -> Result<Vec<u32>> {
         if !self.space_first {
             return self.encode_pieces(pieces);
@@ -136,6 +151,9 @@ impl Tokenizer {
     }
 
     /// The text of tokens; control tokens leave nothing, bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// What the tokenizer's decoder reports.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner
             .decode(ids, true)
@@ -199,6 +217,9 @@ pub struct TextStream<'a> {
 
 impl TextStream<'_> {
     /// What can be shown after one more token: often a word, empty while a character is not whole.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`], with the token.
     pub fn push(&mut self, id: u32) -> Result<String> {
         let inner = &self.tokenizer.inner;
         let text = step_decode_stream(inner, vec![id], true, &mut self.ids, &mut self.prefix, &mut self.prefix_index)
@@ -207,6 +228,9 @@ impl TextStream<'_> {
     }
 
     /// What was held back until now; U+FFFD for a character that never became whole.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
     pub fn finish(self) -> Result<String> {
         let all = self.tokenizer.decode(&self.ids)?;
         Ok(all.strip_prefix(self.prefix.as_str()).unwrap_or_default().to_owned())
