@@ -9,7 +9,7 @@ use super::arguments::{EngineArguments, ModelArguments, VariantArguments};
 use super::haystack::{Depth, Haystack, Row, Task};
 use super::progress::Progress;
 use super::results::Results;
-use super::session::Session;
+use super::session::{Session, check_texts};
 use super::variant::{MethodKind, PresetKind, Variant};
 use super::words::{columns, way};
 use crate::model::Products;
@@ -51,6 +51,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.task.validate()?;
     let mut variants = vec![Variant::new(MethodKind::Full, PresetKind::Default, 1.0, None)?];
+    check_texts(&arguments.texts)?;
     let asked = arguments.variants.variants()?;
     variants.extend(asked.into_iter().filter(|variant| variant.method != MethodKind::Full));
     for variant in &variants {
@@ -73,7 +74,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                         .clone(),
                 };
                 if arguments.json {
-                    progress.print(&serde_json::to_string(&row)?);
+                    progress.print(&serde_json::to_string(&row)?)?;
                 }
                 rows.push(row);
             }
@@ -87,7 +88,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         );
     }
     if !arguments.json {
-        println!("{}", table(&rows));
+        progress.print(&table(&rows))?;
     }
     Ok(())
 }

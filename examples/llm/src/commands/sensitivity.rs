@@ -10,11 +10,11 @@ use kvsculpt::cache::Compressed;
 use kvsculpt::solver::Request;
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{EngineArguments, ModelArguments};
+use super::arguments::{EngineArguments, ModelArguments, tokens};
 use super::passage::Passage;
-use super::progress::Progress;
+use super::progress::{Progress, print};
 use super::results::Results;
-use super::session::Session;
+use super::session::{Session, check_texts};
 use super::variant::{MethodKind, PresetKind, Variant};
 use super::words::{columns, number, perhaps};
 use crate::measure::sensitivities::{self, Sensitivities};
@@ -43,10 +43,10 @@ pub struct Arguments {
     #[arg(long, value_name = "CHARACTER,…", value_delimiter = ',', default_value = "0")]
     offset: Vec<usize>,
     /// Tokens that are read and whose cache is disturbed
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value = "2048", value_parser = tokens)]
     tokens: usize,
     /// Tokens that follow, over which is measured
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value = "128", value_parser = tokens)]
     next: usize,
     /// The fraction of the disturbed piece's pairs that is kept
     #[arg(long, value_name = "FRACTION", default_value_t = 0.1)]
@@ -85,9 +85,10 @@ pub struct Row {
 /// # Errors
 /// In words for the user.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(arguments.tokens > 0 && arguments.next > 0, "--tokens and --next must be at least 1");
+    check_texts(&arguments.texts)?;
     Compressed::check_writable(&arguments.output)?;
     let variant = Variant::new(MethodKind::Select, PresetKind::Default, arguments.keep, None)?;
+    variant.check(arguments.tokens)?;
     let partial = partial(&arguments.output);
     let mut measurement = Measurement {
         arguments,
@@ -114,8 +115,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             partial.display()
         );
     }
-    println!("{}", table(&found));
-    println!("written to {}", arguments.output.display());
+    print(&format!("{}\nwritten to {}\n", table(&found), arguments.output.display()))?;
     Ok(())
 }
 
