@@ -171,6 +171,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     progress.finish();
+    results.note_unreadable();
     if !arguments.json {
         progress.print(&table(&rows))?;
     }

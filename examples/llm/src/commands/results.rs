@@ -84,6 +84,16 @@ impl<Row: Serialize + DeserializeOwned> Results<Row> {
         self.unreadable
     }
 
+    /// Says on standard error how many [lines](Self::unreadable) were left alone, if any were.
+    pub fn note_unreadable(&self) {
+        if self.unreadable > 0 {
+            eprintln!(
+                "note: {} lines of the results file are of another form and were left alone",
+                self.unreadable
+            );
+        }
+    }
+
     /// Keeps a row, and in the file at once.
     ///
     /// # Errors

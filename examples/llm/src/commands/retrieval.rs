@@ -81,12 +81,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     progress.finish();
-    if results.unreadable() > 0 {
-        eprintln!(
-            "note: {} lines of the results file are of another form and were left alone",
-            results.unreadable()
-        );
-    }
+    results.note_unreadable();
     if !arguments.json {
         progress.print(&table(&rows))?;
     }
