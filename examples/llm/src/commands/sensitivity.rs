@@ -284,6 +284,9 @@ mod tests {
     use super::*;
     use crate::measure::sensitivity::Effect;
 
+    /// Makes a row one of another measurement.
+    type Change = fn(&mut Row);
+
     #[test]
     fn a_row_serves_again_only_for_the_very_same_measurement() {
         let options = Variant::new(MethodKind::Select, PresetKind::Default, 0.1, None).unwrap().options;
@@ -310,7 +313,7 @@ mod tests {
             },
         };
         assert!(this.is_of(&found));
-        let changes: [(&str, fn(&mut Row)); 7] = [
+        let changes: [(&str, Change); 7] = [
             ("version", |row| row.version.push('0')),
             ("model", |row| row.model.push('0')),
             ("source", |row| row.source.push('0')),

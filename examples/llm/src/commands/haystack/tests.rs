@@ -62,6 +62,9 @@ fn decisive(variant: &Variant) -> Decisive<'_> {
     }
 }
 
+/// Makes a row one of another measurement.
+type Change = fn(&mut Row);
+
 #[test]
 fn a_row_serves_again_only_for_the_very_same_measurement() {
     let short = variant(MethodKind::Select, 0.3);
@@ -70,7 +73,7 @@ fn a_row_serves_again_only_for_the_very_same_measurement() {
     assert!(!decisive(&variant(MethodKind::Select, 0.4)).is_of(&found));
     assert!(!decisive(&variant(MethodKind::SelectFit, 0.3)).is_of(&found));
     assert!(!decisive(&variant(MethodKind::Full, 1.0)).is_of(&found));
-    let changes: [(&str, fn(&mut Row)); 10] = [
+    let changes: [(&str, Change); 10] = [
         ("version", |row| row.version.push('0')),
         ("model", |row| row.model.push('0')),
         ("source", |row| row.source.push('0')),
