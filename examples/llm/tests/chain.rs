@@ -331,7 +331,7 @@ fn what_is_wrong_is_said_in_a_sentence() {
     let not_gguf = said(&["eval", text, text]);
     assert!(not_gguf.contains("GGUF"), "{not_gguf}");
     let model = model_file();
-    let long = said(&["eval", model.to_str().unwrap(), text, "--tokens", "100000"]);
+    let long = said(&["eval", model.to_str().unwrap(), text, "--tokens", "7000"]);
     assert!(long.contains("--tokens") && long.contains("katrine.txt"), "{long}");
     let keep = said(&["eval", model.to_str().unwrap(), text, "--keep", "1.5"]);
     assert!(keep.contains("--keep"), "{keep}");
