@@ -57,6 +57,23 @@ pub struct Compressed {
 }
 
 impl Compressed {
+    /// The position of the token that follows the cache: more than what is stored.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the metadata `next_position` is missing or no whole number.
+    pub fn next_position(&self) -> Result<usize> {
+        let text = self.metadata.get("next_position");
+        let position = text
+            .and_then(|text| text.parse::<u32>().ok())
+            .and_then(|position| usize::try_from(position).ok());
+        position.ok_or_else(|| {
+            Error::shape(
+                "compressed cache",
+                format!("metadata `next_position` is {text:?}, and a whole number is needed"),
+            )
+        })
+    }
+
     /// Fails now as [`write`](Self::write) would for this path, so that a long run does not fail at its end.
     ///
     /// # Errors

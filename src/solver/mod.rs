@@ -29,7 +29,7 @@ pub struct Request {
     pub layers: Option<Vec<usize>>,
     /// How keys and values are to be stored; `None`: as in the capture.
     pub dtype: Option<Dtype>,
-    /// Bytes that the arrays of a batch may use together; `None`: no limit but the machine's for a single array.
+    /// Bytes that the arrays of a batch may use together; `None`: those of the machine's largest array, and at least 1 GiB.
     pub memory: Option<u64>,
 }
 

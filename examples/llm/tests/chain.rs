@@ -266,7 +266,30 @@ fn chat_over_a_cache_that_keeps_everything_says_what_the_full_one_says() {
     assert_eq!(of("short").len(), 2, "{said}");
     assert!(of("short").iter().all(|answer| !answer.trim().is_empty()), "{said}");
     assert_eq!(of("short"), of("full"));
-    assert!(run("select").contains("MB →"));
+}
+
+#[test]
+fn a_talk_goes_on_over_a_short_cache_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("short.safetensors");
+    let (model, text, file) = (model_file(), text(), file.to_str().unwrap());
+    let ask = ["--ask", "Who is in the garden?", "--answer", "8"];
+    let mut saving = vec![
+        "chat",
+        model.to_str().unwrap(),
+        "--document",
+        text.to_str().unwrap(),
+        "--tokens",
+        "150",
+        "--keep",
+        "0.5",
+    ];
+    saving.extend(["--method", "select", "--engine", "cpu", "--save", file]);
+    let said = told(&[&saving[..], &ask].concat());
+    assert!(said.contains("MB →"), "{said}");
+    let again = told(&[&["chat", model.to_str().unwrap(), "--load", file], &ask[..]].concat());
+    let (_, answer) = said.split_once('>').unwrap();
+    assert_eq!(again.trim(), format!(">{answer}").trim());
 }
 
 #[test]

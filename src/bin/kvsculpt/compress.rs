@@ -39,7 +39,8 @@ pub(crate) struct Arguments {
     options: OptionArguments,
     #[command(flatten)]
     engine: EngineArguments,
-    /// The most memory that the arrays of heads worked on together may use, e.g. 2GiB [default: no limit]
+    /// The most memory that the arrays of heads worked on together may use, e.g. 2GiB [default: as much as the
+    /// device's largest array, and at least 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Machine")]
     memory: Option<u64>,
 }

@@ -1,12 +1,13 @@
 //! `chat`: questions about a long document, answered over its compressed cache.
 
 use std::io::{BufRead as _, IsTerminal as _, stdin, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::Tensor;
 use clap::Args;
+use kvsculpt::cache::Compressed;
 
 use super::arguments::{EngineArguments, ModelArguments, tokens};
 use super::progress::{Progress, print};
@@ -27,8 +28,14 @@ pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
     /// The document (UTF-8)
+    #[arg(long, value_name = "FILE", required_unless_present = "load")]
+    document: Option<PathBuf>,
+    /// Keep the short cache in a file
     #[arg(long, value_name = "FILE")]
-    document: PathBuf,
+    save: Option<PathBuf>,
+    /// Talk over a short cache of the same model from a file: --save's, or `kvsculpt compress`'s
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["document", "save", "compare"])]
+    load: Option<PathBuf>,
     /// A question; may be given several times [default: questions are read from standard input]
     #[arg(long, value_name = "QUESTION")]
     ask: Vec<String>,
@@ -73,30 +80,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "--temperature {} is not zero or more",
         arguments.temperature
     );
-    let variant = Variant::new(arguments.method, arguments.preset, arguments.keep, arguments.set.as_deref())?;
-    let document = read_text(&arguments.document)?;
-    ensure!(
-        !document.trim().is_empty(),
-        "{} is empty; give a document with a text",
-        arguments.document.display()
-    );
     ensure!(
         arguments.ask.iter().all(|question| !question.trim().is_empty()),
         "--ask is given without a question"
     );
-    let mut progress = Progress::new();
-    let session = Session::open(&arguments.model, None, &mut progress)?;
-    let document = shortened(&session, &document, arguments, &mut progress)?;
-    let conversation = session.template.converse(INSTRUCTION, &document)?;
-    let prefix = conversation.prefix_tokens(&session.tokenizer)?;
-    variant.check(prefix.len())?;
-    let (full, short) = prepare(&session, &prefix, &variant, arguments, &mut progress)?;
-    // Without --compare the full cache ends here, and its memory is free.
-    let mut voices = if arguments.compare {
-        vec![Voice::new("short cache", short), Voice::new("full cache", full)]
-    } else {
-        drop(full);
-        vec![Voice::new("", short)]
+    let (session, conversation, mut voices) = match (&arguments.load, &arguments.document) {
+        (Some(file), _) => loaded(file, arguments)?,
+        (None, Some(document)) => read(document, arguments)?,
+        (None, None) => bail!("give a --document, or a short cache to --load"),
     };
     let talk = Talk {
         session: &session,
@@ -113,8 +104,57 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// Who answers about a document: it is read, and its cache compressed.
+fn read(document: &Path, arguments: &Arguments) -> Result<(Session, Conversation, Vec<Voice>)> {
+    let variant = Variant::new(arguments.method, arguments.preset, arguments.keep, arguments.set.as_deref())?;
+    let text = read_text(document)?;
+    ensure!(
+        !text.trim().is_empty(),
+        "{} is empty; give a document with a text",
+        document.display()
+    );
+    if let Some(file) = &arguments.save {
+        Compressed::check_writable(file)?;
+    }
+    let mut progress = Progress::new();
+    let session = Session::open(&arguments.model, None, &mut progress)?;
+    let name = document.display().to_string();
+    let text = shortened(&session, &name, &text, arguments, &progress)?;
+    let conversation = session.template.converse(INSTRUCTION, &text)?;
+    let prefix = conversation.prefix_tokens(&session.tokenizer)?;
+    variant.check(prefix.len())?;
+    let (full, short) = prepare(&session, &name, &prefix, &variant, arguments, &mut progress)?;
+    // Without --compare the full cache ends here, and its memory is free.
+    let voices = if arguments.compare {
+        vec![Voice::new("short cache", short), Voice::new("full cache", full)]
+    } else {
+        drop(full);
+        vec![Voice::new("", short)]
+    };
+    Ok((session, conversation, voices))
+}
+
+/// Who answers over a short cache from a file.
+fn loaded(file: &Path, arguments: &Arguments) -> Result<(Session, Conversation, Vec<Voice>)> {
+    let short = Compressed::read(file)?;
+    let session = Session::open(&arguments.model, None, &mut Progress::new())?;
+    let config = session.model.config();
+    let model = short.metadata.get("model");
+    ensure!(
+        model.is_none_or(|model| *model == config.name),
+        "{} is a cache of {}, not of {}; give that model",
+        file.display(),
+        model.map_or("", String::as_str),
+        config.name
+    );
+    let cache = Cache::from_compressed(config, &short, session.model.device()).with_context(|| file.display().to_string())?;
+    // What stands before the first question is in the cache; what comes between turns does not depend on it.
+    let conversation = session.template.converse(INSTRUCTION, "–")?;
+    Ok((session, conversation, vec![Voice::new("", cache)]))
+}
+
 /// The document, cut to what the model can take.
-fn shortened(session: &Session, document: &str, arguments: &Arguments, progress: &mut Progress) -> Result<String> {
+fn shortened(session: &Session, name: &str, document: &str, arguments: &Arguments, progress: &Progress) -> Result<String> {
     let tokens = session.tokenizer.encode(document)?;
     // Room for the template's own words and for at least a few questions and answers.
     let trained = session.model.config().context_length;
@@ -123,11 +163,7 @@ fn shortened(session: &Session, document: &str, arguments: &Arguments, progress:
     if tokens.len() <= most {
         return Ok(document.to_owned());
     }
-    progress.note(&format!(
-        "note: {} has {} tokens; the first {most} are read",
-        arguments.document.display(),
-        tokens.len()
-    ));
+    progress.note(&format!("note: {name} has {} tokens; the first {most} are read", tokens.len()));
     // A character that the cut went through is left out.
     Ok(session
         .tokenizer
@@ -137,14 +173,23 @@ fn shortened(session: &Session, document: &str, arguments: &Arguments, progress:
 }
 
 /// Reads the prefix and compresses its cache; says what was saved and how long it took.
-fn prepare(session: &Session, prefix: &[u32], variant: &Variant, arguments: &Arguments, progress: &mut Progress) -> Result<(Cache, Cache)> {
-    let name = arguments.document.display().to_string();
+fn prepare(
+    session: &Session,
+    name: &str,
+    prefix: &[u32],
+    variant: &Variant,
+    arguments: &Arguments,
+    progress: &mut Progress,
+) -> Result<(Cache, Cache)> {
     let mut machine = arguments.engine.open()?;
-    let reading = session.read(&name, prefix, progress)?;
+    let reading = session.read(name, prefix, progress)?;
     let started = Instant::now();
     progress.begin(format!("compressing to {} of the pairs", variant.keep));
-    let short = variant.shorten(&reading.capture(&name, &session.model, None)?, &mut machine, progress)?;
+    let short = variant.shorten(&reading.capture(name, &session.model, None)?, &mut machine, progress)?;
     let cache = reading.cache.compressed(&short.compressed, session.model.device())?;
+    if let Some(file) = &arguments.save {
+        short.compressed.write(file)?;
+    }
     progress.finish();
     let megabytes = |cache: &Cache| cache.bytes() as f64 / 1e6;
     progress.print(&format!(

@@ -4,6 +4,8 @@ use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use kvsculpt::cache::{Compressed, CompressedLayer};
 
+use super::config::Config;
+
 /// Keys `[kv_heads, length, dim]` and values `[kv_heads, length, value_dim]`, keys after RoPE.
 #[derive(Clone, Debug)]
 pub struct Pairs {
@@ -135,6 +137,38 @@ impl Cache {
             }
             place.memory = Some(Memory::Ragged(heads(layer, device)?));
         }
+        Ok(cache)
+    }
+
+    /// The cache that a compressed file alone makes; new tokens follow at its next position.
+    ///
+    /// # Errors
+    /// A file that lacks one of the model's layers or the next position, or whose heads or channels are not the model's.
+    pub fn from_compressed(config: &Config, short: &Compressed, device: &Device) -> Result<Self> {
+        let mut cache = Self::new(config.layers);
+        cache.position = short.next_position()?;
+        for layer in &short.layers {
+            ensure!(
+                layer.index < config.layers
+                    && layer.lengths.len() == config.kv_heads
+                    && (layer.dim, layer.value_dim) == (config.dim, config.dim),
+                "layer {} of the compressed cache has {} heads of {} channels; {} has {} layers with {} heads of {}",
+                layer.index,
+                layer.lengths.len(),
+                layer.dim,
+                config.name,
+                config.layers,
+                config.kv_heads,
+                config.dim
+            );
+            cache.layers[layer.index].memory = Some(Memory::Ragged(heads(layer, device)?));
+        }
+        let missing = cache.layers.iter().position(|layer| layer.memory.is_none());
+        ensure!(
+            missing.is_none(),
+            "the compressed cache lacks layer {}; compress all layers",
+            missing.unwrap_or_default()
+        );
         Ok(cache)
     }
 
