@@ -1,11 +1,14 @@
 //! Arguments that several subcommands share.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context as _, Result};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use kvsculpt::gpu::Selection;
 use kvsculpt::machine::{Machine, Preference, choose};
 
+use super::session::read_text;
 use super::variant::{MethodKind, PresetKind, Variant};
 
 /// Which model, and where it computes.
@@ -84,6 +87,34 @@ impl EngineArguments {
             eprintln!("note: {notice}");
         }
         Ok(choice.open()?)
+    }
+}
+
+/// Which passages are read.
+#[derive(Clone, Debug, Args)]
+pub struct TextArguments {
+    /// Texts (UTF-8); the figures of a single one are noisy
+    #[arg(required = true)]
+    texts: Vec<PathBuf>,
+    /// Characters at which reading begins, in each text
+    #[arg(long, value_name = "CHARACTER,…", value_delimiter = ',', default_value = "0")]
+    offset: Vec<usize>,
+}
+
+impl TextArguments {
+    /// Fails now as reading a text later would, so that nothing is measured in vain.
+    ///
+    /// # Errors
+    /// As [`read_text`], for the first that fails.
+    pub fn check(&self) -> Result<()> {
+        self.texts.iter().try_for_each(|path| read_text(path).map(drop))
+    }
+
+    /// Every text from every offset on.
+    pub fn passages(&self) -> impl Iterator<Item = (&Path, usize)> {
+        self.texts
+            .iter()
+            .flat_map(|path| self.offset.iter().map(move |&offset| (path.as_path(), offset)))
     }
 }
 

@@ -8,7 +8,7 @@ use kvsculpt::cache::{Compressed, Dtype};
 
 use super::arguments::{ModelArguments, some_tokens, tokens};
 use super::progress::Progress;
-use super::session::{Session, check_texts};
+use super::session::{Session, read_text};
 use crate::model::Products;
 use crate::reading::go_on;
 use crate::record::Recorder;
@@ -59,7 +59,7 @@ impl From<DtypeKind> for Dtype {
 /// # Errors
 /// In words for the user.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    check_texts(std::slice::from_ref(&arguments.text))?;
+    read_text(&arguments.text)?;
     let same = |path: &Path| matches!((path.canonicalize(), arguments.output.canonicalize()), (Ok(a), Ok(b)) if a == b);
     ensure!(
         !same(&arguments.text) && !same(Path::new(&arguments.model.model)),

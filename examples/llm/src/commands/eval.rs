@@ -8,11 +8,11 @@ use clap::Args;
 use kvsculpt::machine::Machine;
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{EngineArguments, ModelArguments, VariantArguments, tokens};
+use super::arguments::{EngineArguments, ModelArguments, TextArguments, VariantArguments, tokens};
 use super::passage::Passage;
 use super::progress::Progress;
 use super::results::Results;
-use super::session::{Session, check_texts};
+use super::session::Session;
 use super::variant::{MethodKind, PresetKind, Variant};
 use super::words::{self, columns, label, number, perhaps};
 use crate::measure::Divergence;
@@ -32,12 +32,8 @@ use crate::reading::follow;
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Texts (UTF-8)
-    #[arg(required = true)]
-    texts: Vec<PathBuf>,
-    /// Characters at which reading begins, in each text
-    #[arg(long, value_name = "CHARACTER,…", value_delimiter = ',', default_value = "0")]
-    offset: Vec<usize>,
+    #[command(flatten)]
+    texts: TextArguments,
     /// Tokens that are read and compressed
     #[arg(long, default_value = "2048", value_parser = tokens)]
     tokens: usize,
@@ -133,7 +129,7 @@ impl Passage {
 /// # Errors
 /// In words for the user.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    check_texts(&arguments.texts)?;
+    arguments.texts.check()?;
     let variants = arguments.variants.variants()?;
     for variant in &variants {
         variant.check(arguments.tokens)?;
@@ -143,31 +139,29 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut progress = Progress::new();
     let session = Session::open(&arguments.model, Some(Products::Widened), &mut progress)?;
     let mut rows = Vec::new();
-    for path in &arguments.texts {
-        for &offset in &arguments.offset {
-            let passage = Passage::read(&session, path, offset, arguments.tokens, arguments.next, &mut progress)?;
-            let (source, engine) = (passage.capture.digest()?, machine.name());
-            for variant in &variants {
-                let same = |row: &Row| {
-                    row.version == env!("CARGO_PKG_VERSION")
-                        && row.source == source
-                        && row.engine == engine
-                        && row.method == variant.method
-                        && row.next == arguments.next
-                        && row.options == variant.options
-                        && row.model == session.name
-                };
-                let row = match results.find(same) {
-                    Some(row) => row.clone(),
-                    None => results
-                        .add(passage.measure(&session, &mut machine, variant, &mut progress)?)?
-                        .clone(),
-                };
-                if arguments.json {
-                    progress.print(&serde_json::to_string(&row)?)?;
-                }
-                rows.push(row);
+    for (path, offset) in arguments.texts.passages() {
+        let passage = Passage::read(&session, path, offset, arguments.tokens, arguments.next, &mut progress)?;
+        let (source, engine) = (passage.capture.digest()?, machine.name());
+        for variant in &variants {
+            let same = |row: &Row| {
+                row.version == env!("CARGO_PKG_VERSION")
+                    && row.source == source
+                    && row.engine == engine
+                    && row.method == variant.method
+                    && row.next == arguments.next
+                    && row.options == variant.options
+                    && row.model == session.name
+            };
+            let row = match results.find(same) {
+                Some(row) => row.clone(),
+                None => results
+                    .add(passage.measure(&session, &mut machine, variant, &mut progress)?)?
+                    .clone(),
+            };
+            if arguments.json {
+                progress.print(&serde_json::to_string(&row)?)?;
             }
+            rows.push(row);
         }
     }
     progress.finish();

@@ -49,7 +49,7 @@ impl Progress {
     /// Prints a line to standard output, above this one.
     ///
     /// # Errors
-    /// As [`print`].
+    /// As [`print()`].
     pub fn print(&self, text: &str) -> Result<()> {
         self.bar.suspend(|| print(&format!("{text}\n")))
     }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::arguments::{EngineArguments, ModelArguments, VariantArguments};
+use super::arguments::{EngineArguments, ModelArguments, TextArguments, VariantArguments};
 use super::haystack::{Depth, Haystack, Row, Task};
 use super::progress::Progress;
 use super::results::Results;
-use super::session::{Session, check_texts};
+use super::session::Session;
 use super::variant::{MethodKind, PresetKind, Variant};
 use super::words::{columns, way};
 use crate::model::Products;
@@ -24,12 +24,8 @@ use crate::model::Products;
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Texts (UTF-8)
-    #[arg(required = true)]
-    texts: Vec<PathBuf>,
-    /// Characters at which reading begins, in each text
-    #[arg(long, value_name = "CHARACTER,…", value_delimiter = ',', default_value = "0")]
-    offset: Vec<usize>,
+    #[command(flatten)]
+    texts: TextArguments,
     #[command(flatten)]
     task: Task,
     #[command(flatten)]
@@ -51,7 +47,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.task.validate()?;
     let mut variants = vec![Variant::new(MethodKind::Full, PresetKind::Default, 1.0, None)?];
-    check_texts(&arguments.texts)?;
+    arguments.texts.check()?;
     let asked = arguments.variants.variants()?;
     variants.extend(asked.into_iter().filter(|variant| variant.method != MethodKind::Full));
     for variant in &variants {
@@ -62,22 +58,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut progress = Progress::new();
     let session = Session::open(&arguments.model, Some(Products::Widened), &mut progress)?;
     let mut rows = Vec::new();
-    for path in &arguments.texts {
-        for &offset in &arguments.offset {
-            let haystack = Haystack::read(&session, path, offset, &arguments.task, &mut progress)?;
-            for variant in &variants {
-                let known = results.find(|row| haystack.is_measured_by(row, &session, &machine, variant));
-                let row = match known {
-                    Some(row) => row.clone(),
-                    None => results
-                        .add(haystack.measure(&session, &mut machine, variant, &mut progress)?)?
-                        .clone(),
-                };
-                if arguments.json {
-                    progress.print(&serde_json::to_string(&row)?)?;
-                }
-                rows.push(row);
+    for (path, offset) in arguments.texts.passages() {
+        let haystack = Haystack::read(&session, path, offset, &arguments.task, &mut progress)?;
+        for variant in &variants {
+            let known = results.find(|row| haystack.is_measured_by(row, &session, &machine, variant));
+            let row = match known {
+                Some(row) => row.clone(),
+                None => results
+                    .add(haystack.measure(&session, &mut machine, variant, &mut progress)?)?
+                    .clone(),
+            };
+            if arguments.json {
+                progress.print(&serde_json::to_string(&row)?)?;
             }
+            rows.push(row);
         }
     }
     progress.finish();

@@ -10,11 +10,11 @@ use kvsculpt::cache::Compressed;
 use kvsculpt::solver::Request;
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{EngineArguments, ModelArguments, tokens};
+use super::arguments::{EngineArguments, ModelArguments, TextArguments, tokens};
 use super::passage::Passage;
 use super::progress::{Progress, print};
 use super::results::Results;
-use super::session::{Session, check_texts};
+use super::session::Session;
 use super::variant::{MethodKind, PresetKind, Variant};
 use super::words::{columns, number, perhaps};
 use crate::measure::sensitivities::{self, Sensitivities};
@@ -33,15 +33,11 @@ use kvsculpt::machine::Machine;
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Texts (UTF-8); the figures of a single one are noisy
-    #[arg(required = true)]
-    texts: Vec<PathBuf>,
+    #[command(flatten)]
+    texts: TextArguments,
     /// The file to write; while it is not whole, what is finished is kept in FILE.partial.jsonl, from which a later run goes on
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Characters at which reading begins, in each text
-    #[arg(long, value_name = "CHARACTER,…", value_delimiter = ',', default_value = "0")]
-    offset: Vec<usize>,
     /// Tokens that are read and whose cache is disturbed
     #[arg(long, default_value = "2048", value_parser = tokens)]
     tokens: usize,
@@ -85,7 +81,7 @@ pub struct Row {
 /// # Errors
 /// In words for the user.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    check_texts(&arguments.texts)?;
+    arguments.texts.check()?;
     Compressed::check_writable(&arguments.output)?;
     let variant = Variant::new(MethodKind::Select, PresetKind::Default, arguments.keep, None)?;
     variant.check(arguments.tokens)?;
@@ -99,10 +95,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let session = Session::open(&arguments.model, Some(Products::Widened), &mut measurement.progress)?;
     let mut found = Vec::new();
-    for path in &arguments.texts {
-        for &offset in &arguments.offset {
-            found.push(measurement.passage(&session, path, offset)?);
-        }
+    for (path, offset) in arguments.texts.passages() {
+        found.push(measurement.passage(&session, path, offset)?);
     }
     let found = Sensitivities::new(&session.name, &measurement.options, found)?;
     found.write(&arguments.output)?;

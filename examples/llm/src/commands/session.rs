@@ -89,14 +89,6 @@ pub fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("the text {} cannot be read; give a file in UTF-8", path.display()))
 }
 
-/// Fails now as reading them later would, so that nothing is measured in vain.
-///
-/// # Errors
-/// As [`read_text`], for the first that fails.
-pub fn check_texts<P: AsRef<Path>>(paths: &[P]) -> Result<()> {
-    paths.iter().try_for_each(|path| read_text(path.as_ref()).map(drop))
-}
-
 /// A file's name without folder and ending.
 #[must_use]
 pub fn name(path: &Path) -> String {
