@@ -152,12 +152,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                     && row.options == variant.options
                     && row.model == session.name
             };
-            let row = match results.find(same) {
-                Some(row) => row.clone(),
-                None => results
-                    .add(passage.measure(&session, &mut machine, variant, &mut progress)?)?
-                    .clone(),
-            };
+            let row = results.once(same, || passage.measure(&session, &mut machine, variant, &mut progress))?;
             if arguments.json {
                 progress.print(&serde_json::to_string(&row)?)?;
             }

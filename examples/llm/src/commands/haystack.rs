@@ -268,7 +268,7 @@ impl Haystack {
 
     /// Whether a row of an earlier run is what [`measure`](Self::measure) would find.
     #[must_use]
-    pub fn is_measured_by(&self, row: &Row, session: &Session, machine: &Machine, variant: &Variant) -> bool {
+    pub fn is_measured_by(&self, row: &Row, session: &Session, engine: &str, variant: &Variant) -> bool {
         let asked = self.questions.iter().map(|questions| (questions.depth, questions.copied_from));
         Decisive {
             model: &session.name,
@@ -277,7 +277,7 @@ impl Haystack {
             needles: self.task.at_each_depth(),
             seed: self.task.seed,
             asked: asked.collect(),
-            engine: &machine.name(),
+            engine,
             variant,
         }
         .is_of(row)

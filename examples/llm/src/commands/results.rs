@@ -94,6 +94,20 @@ impl<Row: Serialize + DeserializeOwned> Results<Row> {
         }
     }
 
+    /// The row of an earlier run that matches, or else the one that `make` gives, which is kept.
+    ///
+    /// # Errors
+    /// What `make` reports, and as [`add`](Self::add).
+    pub fn once(&mut self, matches: impl Fn(&Row) -> bool, make: impl FnOnce() -> Result<Row>) -> Result<Row>
+    where
+        Row: Clone,
+    {
+        match self.find(matches) {
+            Some(row) => Ok(row.clone()),
+            None => Ok(self.add(make()?)?.clone()),
+        }
+    }
+
     /// Keeps a row, and in the file at once.
     ///
     /// # Errors

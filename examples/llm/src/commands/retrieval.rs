@@ -61,13 +61,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for (path, offset) in arguments.texts.passages() {
         let haystack = Haystack::read(&session, path, offset, &arguments.task, &mut progress)?;
         for variant in &variants {
-            let known = results.find(|row| haystack.is_measured_by(row, &session, &machine, variant));
-            let row = match known {
-                Some(row) => row.clone(),
-                None => results
-                    .add(haystack.measure(&session, &mut machine, variant, &mut progress)?)?
-                    .clone(),
-            };
+            let engine = machine.name();
+            let same = |row: &Row| haystack.is_measured_by(row, &session, &engine, variant);
+            let row = results.once(same, || haystack.measure(&session, &mut machine, variant, &mut progress))?;
             if arguments.json {
                 progress.print(&serde_json::to_string(&row)?)?;
             }
