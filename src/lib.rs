@@ -46,6 +46,7 @@
 //! ```
 
 pub mod batch;
+pub mod budget;
 pub mod cache;
 #[cfg(feature = "cpu")]
 pub mod cpu;

@@ -19,6 +19,9 @@ pub use layout::LayerShape;
 pub use memory::Context;
 pub use rope::{Pairing, Rope};
 
+pub(crate) use output::Output;
+pub(crate) use source::unreadable;
+
 use serde::{Deserialize, Serialize};
 
 /// How a tensor's elements are stored in a file.

@@ -43,14 +43,14 @@ pub(super) fn header(path: &Path, metadata: &BTreeMap<String, String>, tensors: 
 }
 
 /// A temporary file beside its destination; dropped before [`finish`](Self::finish), it leaves nothing behind.
-pub(super) struct Output<'a> {
+pub(crate) struct Output<'a> {
     path: &'a Path,
     file: BufWriter<NamedTempFile>,
     written: u64,
 }
 
 impl<'a> Output<'a> {
-    pub(super) fn create(path: &'a Path) -> Result<Self> {
+    pub(crate) fn create(path: &'a Path) -> Result<Self> {
         Ok(Self {
             path,
             file: BufWriter::new(temporary(path)?),
@@ -96,14 +96,14 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|error| unwritable(self.path, &error))?;
         self.written += bytes.len() as u64;
         Ok(())
     }
 
     /// Brings the file to the disk and then to its name; returns its bytes.
-    pub(super) fn finish(self) -> Result<u64> {
+    pub(crate) fn finish(self) -> Result<u64> {
         let file = self.file.into_inner().map_err(|error| unwritable(self.path, error.error()))?;
         file.as_file().sync_all().map_err(|error| unwritable(self.path, &error))?;
         file.persist(self.path).map_err(|error| unwritable(self.path, &error.error))?;

@@ -144,7 +144,7 @@ fn encode(header: &[u8], arrays: &[Vec<f32>], mut at: usize, mut bytes: &mut [u8
     bytes.is_empty().then_some(())
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::file(
         path,
         match error.kind() {

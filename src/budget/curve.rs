@@ -1,0 +1,53 @@
+//! A head's error at every length it may get.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The error of a head that stores so many pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Pairs stored: sinks, free pairs and tail.
+    pub length: usize,
+    /// The head's error there, zero or more.
+    pub error: f64,
+}
+
+/// A head's error over its length, linear between the points.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Curve {
+    /// The layer's index.
+    pub layer: usize,
+    /// The KV head's index.
+    pub head: usize,
+    /// In ascending lengths: the first is the least the head may get, the last its whole cache, where nothing is lost.
+    /// Errors are measured and may rise here and there.
+    pub points: Vec<Point>,
+}
+
+impl Curve {
+    /// Least length and whole cache of a curve that has points, strictly ascending lengths, and errors that are finite and
+    /// not negative.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for any other, with the place in it.
+    pub(super) fn ends(&self) -> Result<(usize, usize)> {
+        let refuse = |reason: String| Err(Error::shape(format!("layer {} head {}", self.layer, self.head), reason));
+        let (Some(first), Some(last)) = (self.points.first(), self.points.last()) else {
+            return refuse("its error curve has no points; it needs the least length and the whole cache".to_owned());
+        };
+        if let Some(pair) = self.points.windows(2).find(|pair| pair[0].length >= pair[1].length) {
+            return refuse(format!(
+                "its error curve goes from {} pairs to {}; lengths must ascend",
+                pair[0].length, pair[1].length
+            ));
+        }
+        if let Some(point) = self.points.iter().find(|point| !(point.error.is_finite() && point.error >= 0.0)) {
+            return refuse(format!(
+                "its error at {} pairs is {}; errors must be finite and zero or more",
+                point.length, point.error
+            ));
+        }
+        Ok((first.length, last.length))
+    }
+}

@@ -1,0 +1,157 @@
+//! How much a model reacts to an error in each layer and head.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::json;
+use crate::error::{Error, Result};
+
+/// The field `format` of every such file.
+const FORMAT: &str = "kv-sensitivity";
+/// The version of the files that are read here.
+const VERSION: u32 = 1;
+
+/// A weight for each layer and head, from a file that `kvsculpt-llm sensitivity` measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    layers: BTreeMap<usize, LayerWeights>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct LayerWeights {
+    whole: f64,
+    /// Empty where only the layer was measured.
+    heads: BTreeMap<usize, f64>,
+}
+
+impl Weights {
+    /// Reads a file of sensitivities; each weight is a sensitivity. One too small to be measured (null) is taken as the
+    /// smallest that was, heads' among heads and layers' among layers.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that is not there, is above 64 MiB, is no JSON or of another format or version, names a layer
+    /// or a head twice, measured nothing, or holds a sensitivity that is negative or not finite.
+    pub fn read(path: &Path) -> Result<Self> {
+        let measured: Measured = json::read(path, FORMAT, VERSION, "a file that `kvsculpt-llm sensitivity` wrote")?;
+        Self::of(&measured).map_err(|reason| Error::file(path, reason))
+    }
+
+    /// A head's weight, or its layer's where that layer's heads were not measured; `None` if neither was.
+    #[must_use]
+    pub fn weight(&self, layer: usize, head: usize) -> Option<f64> {
+        let layer = self.layers.get(&layer)?;
+        if layer.heads.is_empty() {
+            Some(layer.whole)
+        } else {
+            layer.heads.get(&head).copied()
+        }
+    }
+
+    /// `weight^exponent`, divided by their mean over what [`weight`](Self::weight) draws on: the heads measured, and each layer
+    /// of which no head was. 1 keeps proportions, 0.5 takes roots, 0 makes all weights 1.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the exponent is negative or not finite, or the weights are all 0.
+    pub fn powered(&self, exponent: f64) -> Result<Self> {
+        if !(exponent.is_finite() && exponent >= 0.0) {
+            return Err(Error::shape(
+                "sensitivities",
+                format!("their exponent is {exponent}; it must be finite and zero or more, as 0.5"),
+            ));
+        }
+        let largest = self.used().fold(0.0, f64::max);
+        if largest == 0.0 {
+            return Err(Error::shape("sensitivities", "all are zero, and nothing can be weighed by them"));
+        }
+        // Layers that are not drawn on may exceed the largest, but not by more than numbers can hold.
+        let power = |weight: f64| (weight / largest).powf(exponent);
+        let mean = self.used().map(power).sum::<f64>() / self.used().count() as f64;
+        let scaled = |weight: f64| power(weight) / mean;
+        let powered = |(&index, layer): (&usize, &LayerWeights)| {
+            let heads = layer.heads.iter().map(|(&head, &weight)| (head, scaled(weight))).collect();
+            let whole = scaled(layer.whole);
+            (index, LayerWeights { whole, heads })
+        };
+        Ok(Self {
+            layers: self.layers.iter().map(powered).collect(),
+        })
+    }
+
+    /// The weights that [`weight`](Self::weight) draws on.
+    fn used(&self) -> impl Iterator<Item = f64> {
+        self.layers.values().flat_map(|layer| {
+            let whole = layer.heads.is_empty().then_some(layer.whole);
+            whole.into_iter().chain(layer.heads.values().copied())
+        })
+    }
+
+    /// From the file's contents; refusals in words.
+    fn of(measured: &Measured) -> Result<Self, String> {
+        let (heads, layers) = (
+            measured.layers.iter().flat_map(|layer| &layer.heads).map(|head| head.sensitivity),
+            measured.layers.iter().map(|layer| layer.sensitivity),
+        );
+        let (least_head, least_layer) = (smallest(heads), smallest(layers));
+        let mut found = BTreeMap::new();
+        for layer in &measured.layers {
+            let place = || format!("layer {}", layer.layer);
+            let mut weights = BTreeMap::new();
+            for head in &layer.heads {
+                let place = || format!("layer {} head {}", layer.layer, head.head);
+                if weights.insert(head.head, filled(head.sensitivity, least_head, place)?).is_some() {
+                    return Err(format!("{} stands there twice; make the file again", place()));
+                }
+            }
+            let whole = match weights.len() {
+                0 => filled(layer.sensitivity, least_layer, place)?,
+                // Not drawn on, so that nothing need be known of it.
+                _ => layer.sensitivity.or(least_layer).unwrap_or(0.0),
+            };
+            if found.insert(layer.layer, LayerWeights { whole, heads: weights }).is_some() {
+                return Err(format!("{} stands there twice; make the file again", place()));
+            }
+        }
+        if found.is_empty() {
+            return Err("names no layer; make the file again".to_owned());
+        }
+        Ok(Self { layers: found })
+    }
+}
+
+fn smallest(sensitivities: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    sensitivities.flatten().min_by(f64::total_cmp)
+}
+
+/// The sensitivity, or the smallest measured where it was too small to measure.
+fn filled(sensitivity: Option<f64>, least: Option<f64>, place: impl Fn() -> String) -> Result<f64, String> {
+    match sensitivity.or(least) {
+        None => Err("holds no sensitivity that could be measured; measure with a smaller --keep".to_owned()),
+        Some(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        Some(value) => Err(format!(
+            "the sensitivity of {} is {value}; it must be finite and zero or more: make the file again",
+            place()
+        )),
+    }
+}
+
+/// What is needed of the file.
+#[derive(Deserialize)]
+struct Measured {
+    layers: Vec<MeasuredLayer>,
+}
+
+#[derive(Deserialize)]
+struct MeasuredLayer {
+    layer: usize,
+    sensitivity: Option<f64>,
+    #[serde(default)]
+    heads: Vec<MeasuredHead>,
+}
+
+#[derive(Deserialize)]
+struct MeasuredHead {
+    head: usize,
+    sensitivity: Option<f64>,
+}
