@@ -29,7 +29,7 @@ pub fn allocate(curves: &[Curve], weights: &[f64], scope: Scope, page: usize, to
         return Err(Error::option(
             "--budget",
             format!(
-                "{total} pairs are fewer than the least lengths of {} heads take together{}; the smallest total that serves is {least}, a keep of {:.4}",
+                "{total} pairs are fewer than {} heads need at their least lengths{}; the smallest total that serves is {least}, a keep of {:.4}",
                 curves.len(),
                 if page > 1 {
                     format!(", rounded up to pages of {page}")

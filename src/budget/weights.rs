@@ -19,11 +19,13 @@ pub struct Weights {
     layers: BTreeMap<usize, LayerWeights>,
 }
 
+/// What was measured of a layer, and is drawn on.
 #[derive(Clone, Debug, PartialEq)]
-struct LayerWeights {
-    whole: f64,
-    /// Empty where only the layer was measured.
-    heads: BTreeMap<usize, f64>,
+enum LayerWeights {
+    /// The layer as a whole.
+    Whole(f64),
+    /// Each head; the whole is then of no use.
+    Heads(BTreeMap<usize, f64>),
 }
 
 impl Weights {
@@ -41,11 +43,9 @@ impl Weights {
     /// A head's weight, or its layer's where that layer's heads were not measured; `None` if neither was.
     #[must_use]
     pub fn weight(&self, layer: usize, head: usize) -> Option<f64> {
-        let layer = self.layers.get(&layer)?;
-        if layer.heads.is_empty() {
-            Some(layer.whole)
-        } else {
-            layer.heads.get(&head).copied()
+        match self.layers.get(&layer)? {
+            LayerWeights::Whole(weight) => Some(*weight),
+            LayerWeights::Heads(heads) => heads.get(&head).copied(),
         }
     }
 
@@ -65,25 +65,23 @@ impl Weights {
         if largest == 0.0 {
             return Err(Error::shape("sensitivities", "all are zero, and nothing can be weighed by them"));
         }
-        // Layers that are not drawn on may exceed the largest, but not by more than numbers can hold.
         let power = |weight: f64| (weight / largest).powf(exponent);
         let mean = self.used().map(power).sum::<f64>() / self.used().count() as f64;
         let scaled = |weight: f64| power(weight) / mean;
-        let powered = |(&index, layer): (&usize, &LayerWeights)| {
-            let heads = layer.heads.iter().map(|(&head, &weight)| (head, scaled(weight))).collect();
-            let whole = scaled(layer.whole);
-            (index, LayerWeights { whole, heads })
+        let powered = |layer: &LayerWeights| match layer {
+            LayerWeights::Whole(weight) => LayerWeights::Whole(scaled(*weight)),
+            LayerWeights::Heads(heads) => LayerWeights::Heads(heads.iter().map(|(&head, &weight)| (head, scaled(weight))).collect()),
         };
         Ok(Self {
-            layers: self.layers.iter().map(powered).collect(),
+            layers: self.layers.iter().map(|(&index, layer)| (index, powered(layer))).collect(),
         })
     }
 
-    /// The weights that [`weight`](Self::weight) draws on.
+    /// All weights.
     fn used(&self) -> impl Iterator<Item = f64> {
-        self.layers.values().flat_map(|layer| {
-            let whole = layer.heads.is_empty().then_some(layer.whole);
-            whole.into_iter().chain(layer.heads.values().copied())
+        self.layers.values().flat_map(|layer| match layer {
+            LayerWeights::Whole(weight) => vec![*weight],
+            LayerWeights::Heads(heads) => heads.values().copied().collect(),
         })
     }
 
@@ -104,12 +102,12 @@ impl Weights {
                     return Err(format!("{} stands there twice; make the file again", place()));
                 }
             }
-            let whole = match weights.len() {
-                0 => filled(layer.sensitivity, least_layer, place)?,
-                // Not drawn on, so that nothing need be known of it.
-                _ => layer.sensitivity.or(least_layer).unwrap_or(0.0),
+            let weights = if weights.is_empty() {
+                LayerWeights::Whole(filled(layer.sensitivity, least_layer, place)?)
+            } else {
+                LayerWeights::Heads(weights)
             };
-            if found.insert(layer.layer, LayerWeights { whole, heads: weights }).is_some() {
+            if found.insert(layer.layer, weights).is_some() {
                 return Err(format!("{} stands there twice; make the file again", place()));
             }
         }
