@@ -57,8 +57,9 @@ fn of_subcommand<Found>(subcommand: &str, rows: &[Measured<Found>]) -> Vec<Strin
             argument("preset", short.iter().map(|row| spelled(row.way.preset))),
         ];
         format!(
-            "{} rows of `kvsculpt-llm {subcommand} MODEL{}` (version {}; models {models}; engine {}{otherwise})",
+            "{} {} of `kvsculpt-llm {subcommand} MODEL{}` (version {}; models {models}; engine {}{otherwise})",
             rows.len(),
+            if rows.len() == 1 { "row" } else { "rows" },
             arguments.concat(),
             command.version,
             if engines.is_empty() { "none" } else { &engines },
