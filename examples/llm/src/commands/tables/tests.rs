@@ -326,11 +326,11 @@ fn lines_that_are_no_measurements_are_counted_and_files_without_any_refused() {
     let mut without = row.clone();
     without.as_object_mut().unwrap().remove("source").unwrap();
     write(&path, format!("{row}\n\n{without}\n{{\"kl\": 3}}\n{}", &row.to_string()[..40])).unwrap();
-    let found = Measurements::read(&[path.clone()]).unwrap();
+    let found = Measurements::read(std::slice::from_ref(&path)).unwrap();
     assert_eq!((found.compared.len(), found.unreadable), (1, 3));
     write(&path, "Call me Ishmael.\n").unwrap();
     for path in [path, folder.path().join("missing.jsonl")] {
-        let refused = format!("{:#}", Measurements::read(&[path.clone()]).unwrap_err());
+        let refused = format!("{:#}", Measurements::read(std::slice::from_ref(&path)).unwrap_err());
         assert!(refused.contains(path.to_str().unwrap()), "{refused}");
     }
 }
