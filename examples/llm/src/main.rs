@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvsculpt_llm::commands::{capture, chat, eval, retrieval, sensitivity};
+use kvsculpt_llm::commands::{capture, chat, eval, retrieval, sensitivity, tables};
 
 /// A real language model over a compressed key-value cache, end to end.
 #[derive(Debug, Parser)]
@@ -20,6 +20,7 @@ enum Command {
     Eval(eval::Arguments),
     Sensitivity(sensitivity::Arguments),
     Retrieval(retrieval::Arguments),
+    Tables(tables::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Retrieval(arguments) => retrieval::run(&arguments),
         Command::Sensitivity(arguments) => sensitivity::run(&arguments),
+        Command::Tables(arguments) => tables::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

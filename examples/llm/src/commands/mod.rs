@@ -11,5 +11,6 @@ pub mod results;
 pub mod retrieval;
 pub mod sensitivity;
 pub mod session;
+pub mod tables;
 pub mod variant;
 pub mod words;

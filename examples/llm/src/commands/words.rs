@@ -11,7 +11,8 @@ pub fn label(method: MethodKind, preset: PresetKind, keep: f64) -> String {
 }
 
 /// A value as the arguments spell it.
-fn spelled(value: impl ValueEnum) -> String {
+#[must_use]
+pub fn spelled(value: impl ValueEnum) -> String {
     value
         .to_possible_value()
         .map_or_else(String::new, |value| value.get_name().to_owned())
