@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::budget::Scope;
 use crate::error::{Error, Result};
 
 /// How a head's short cache is made.
@@ -59,6 +60,9 @@ pub struct Options {
     pub method: Method,
     /// The fraction of the pairs that is kept, sinks and tail counted; in (0, 1).
     pub keep: f64,
+    /// How large the short cache is to be, in place of `keep`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
     /// How many of the first pairs stay as they are.
     pub sinks: usize,
     /// How many of the newest pairs stay as they are.
@@ -89,8 +93,44 @@ pub struct Options {
     pub ridge: Strength,
     /// What the ridge pulls toward.
     pub anchor: Anchor,
+    /// Which heads share a length.
+    pub budget: Scope,
+    /// By what lengths are decided, where not all are the same.
+    pub allocator: Allocator,
+    /// Lengths are whole pages of so many pairs, as far as a head has them.
+    pub page: usize,
+    /// Training rows of a head, of all its query heads together, from which its error curve is made.
+    pub curve_rows: usize,
+    /// Whether free pairs get a bias on their logit, β: for users of the cache that can add one.
+    pub bias: bool,
+    /// The ridge of the mass fit that biases start from: times the mean diagonal of its Gram, toward no bias.
+    pub bias_ridge: f64,
     /// Seeds the method `random`.
     pub seed: u64,
+}
+
+/// How large the short cache is to be, where [`Options::keep`] does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Target {
+    /// So many pairs a head on the mean, sinks and tail counted.
+    Tokens(usize),
+    /// A file of at most so many bytes. What its header may need is set aside, so the file is a little smaller.
+    Bytes(u64),
+    /// The smallest cache whose mean merged error on validation rows, as the error curves have it, is at most this.
+    MaxError(f64),
+}
+
+/// By what lengths are decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Allocator {
+    /// The error of each head over its length, on validation rows.
+    Curves,
+    /// The paper's rule: by the square root of each layer's and head's error in a pilot of the method at the uniform length.
+    Published,
 }
 
 impl Options {
@@ -102,6 +142,7 @@ impl Options {
         Self {
             method: Method::Kvsculpt,
             keep: 0.3,
+            target: None,
             sinks: 0,
             tail: Tail::Pairs(256),
             steps: 100,
@@ -116,6 +157,12 @@ impl Options {
             mass_weight: Strength::Absolute(1.0),
             ridge: Strength::Absolute(1e-3),
             anchor: Anchor::Zero,
+            budget: Scope::Uniform,
+            allocator: Allocator::Published,
+            page: 1,
+            curve_rows: 1024,
+            bias: false,
+            bias_ridge: 0.1,
             seed: 0,
         }
     }
@@ -137,9 +184,22 @@ impl Options {
                 Err(Error::option(option, format!("{value} is not a positive number of ordinary size")))
             }
         };
-        if !(self.keep > 0.0 && self.keep < 1.0) {
-            return Err(Error::option("--keep", format!("{} is not a fraction between 0 and 1", self.keep)));
+        match self.target {
+            None if !(self.keep > 0.0 && self.keep < 1.0) => {
+                return Err(Error::option("--keep", format!("{} is not a fraction between 0 and 1", self.keep)));
+            }
+            Some(Target::MaxError(error)) if !(error.is_finite() && error >= 0.0) => {
+                return Err(Error::option("--max-error", format!("{error} is not zero or more")));
+            }
+            Some(Target::MaxError(_)) if self.allocator == Allocator::Published => {
+                return Err(Error::option(
+                    "--max-error",
+                    "needs error curves, which the allocator `published` does not make; use --allocator curves",
+                ));
+            }
+            _ => {}
         }
+        positive("--bias-ridge", self.bias_ridge)?;
         positive("--learning-rate", self.learning_rate)?;
         let (Strength::Absolute(ridge) | Strength::Relative(ridge)) = self.ridge;
         positive("--ridge", ridge)?;
@@ -158,6 +218,8 @@ impl Options {
             ("--iterations", self.iterations),
             ("--refit-every", self.refit_every),
             ("--history", self.history),
+            ("--page", u32::from(self.page > 0)),
+            ("--curve-rows", u32::from(self.curve_rows > 0)),
         ] {
             if value == 0 {
                 return Err(Error::option(option, "must be at least 1"));
@@ -184,6 +246,8 @@ impl Default for Options {
             mass_weight: Strength::Relative(0.25),
             ridge: Strength::Relative(0.1),
             anchor: Anchor::Seed,
+            budget: Scope::Head,
+            allocator: Allocator::Curves,
             ..Self::published()
         }
     }
@@ -203,13 +267,36 @@ pub struct Split {
 }
 
 impl Split {
-    /// The uniform split of a cache of `tokens` pairs: `⌊keep · tokens⌋` are stored in all.
+    /// The split of a cache of `tokens` pairs where all lengths are the same: `⌊keep · tokens⌋` pairs are stored in all, or what the
+    /// target says in tokens; other targets are known only once heads are.
     ///
     /// # Errors
-    /// [`Error::Options`] if no free pair is left, saying the smallest keep that leaves one.
+    /// [`Error::Options`] if no free pair is left, saying the smallest keep that leaves one, or if more is to be kept than there is.
     pub fn uniform(tokens: usize, options: &Options) -> Result<Self> {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a fraction of a token count")]
-        let kept = ((options.keep * tokens as f64) + 1e-9).floor() as usize;
+        let kept = match options.target {
+            Some(Target::Tokens(kept)) => kept,
+            _ => ((options.keep * tokens as f64) + 1e-9).floor() as usize,
+        };
+        Self::of(tokens, kept, options)
+    }
+
+    /// The split of a cache of `tokens` pairs of which `kept` are stored.
+    ///
+    /// # Errors
+    /// As [`uniform`](Self::uniform).
+    pub fn of(tokens: usize, kept: usize, options: &Options) -> Result<Self> {
+        let (option, fraction) = match options.target {
+            Some(Target::Tokens(_)) => ("--tokens", false),
+            Some(Target::Bytes(_)) => ("--bytes", false),
+            _ => ("--keep", true),
+        };
+        if kept > tokens {
+            return Err(Error::option(
+                option,
+                format!("{kept} pairs a head are more than the {tokens} of the cache"),
+            ));
+        }
         let tail_of = |kept: usize| match options.tail {
             Tail::Pairs(pairs) => pairs,
             Tail::Auto => (kept / 4).min(256),
@@ -219,10 +306,14 @@ impl Split {
         if fixed >= kept {
             let least = (1..tokens).find(|&kept| fixed_of(kept) < kept);
             return Err(Error::option(
-                "--keep",
+                option,
                 match least {
                     None => format!(
                         "a cache of {tokens} pairs leaves no zone between {} sinks and a tail of {tail}; use a smaller --tail or --sinks",
+                        options.sinks
+                    ),
+                    Some(least) if !fraction => format!(
+                        "{kept} pairs a head are used up by {} sinks and a tail of {tail}; at least {least} are needed (or a smaller --tail or --sinks)",
                         options.sinks
                     ),
                     Some(least) => format!(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Dtype;
 use super::container::Container;
 use super::layout::{layer_numbers, name};
-use super::output::{Entry, Output, check_writable};
+use super::output::{Entry, Output, check_writable, header};
 use crate::error::{Error, Result};
 
 /// A layer's tensors in a compressed cache.
@@ -82,6 +82,24 @@ impl Compressed {
         check_writable(path)
     }
 
+    /// Bytes of the file that [`write`](Self::write) would write.
+    ///
+    /// # Errors
+    /// [`Error::File`] where the metadata cannot be written.
+    pub(crate) fn bytes(&self) -> Result<u64> {
+        let entries = self.entries();
+        let tensors: usize = entries.iter().map(|entry| entry.3).sum();
+        Ok((header(Path::new("the short cache"), &self.marked(), &entries)?.len() + tensors) as u64)
+    }
+
+    /// The metadata as they are written.
+    fn marked(&self) -> BTreeMap<String, String> {
+        let mut metadata = self.metadata.clone();
+        metadata.insert("format".to_owned(), "kv-compressed".to_owned());
+        metadata.insert("version".to_owned(), "1".to_owned());
+        metadata
+    }
+
     /// Writes the file whole or not at all, always the same bytes for the same contents; returns their number.
     ///
     /// Metadata `format` and `version` are set whatever [`metadata`](Self::metadata) says.
@@ -91,11 +109,8 @@ impl Compressed {
     /// [`Error::Shape`] where a layer's arrays do not fit together.
     pub fn write(&self, path: &Path) -> Result<u64> {
         self.check()?;
-        let mut metadata = self.metadata.clone();
-        metadata.insert("format".to_owned(), "kv-compressed".to_owned());
-        metadata.insert("version".to_owned(), "1".to_owned());
         let mut output = Output::create(path)?;
-        output.header(&metadata, &self.entries())?;
+        output.header(&self.marked(), &self.entries())?;
         for layer in &self.layers {
             for &length in &layer.lengths {
                 let length = i32::try_from(length).map_err(|_| layer.shape_error(format!("a length of {length} does not fit 32 bits")))?;

@@ -3,25 +3,38 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::fit::{Fitted, fit};
+use super::batches::Work;
+use super::fit::Fitted;
+use super::plan::plan;
 use super::problem::Problem;
-use super::{Compression, Observer, Outcome, Request, Timings};
-use crate::batch::{Budget, Shape, Workspace, layout, schedule};
-use crate::cache::{Capture, Compressed, CompressedLayer};
+use super::{Compression, Observer, Outcome, Request, Timings, size};
+use crate::budget::Budgets;
+use crate::cache::{Capture, Compressed, CompressedLayer, Dtype};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::options::{Method, Options, Split};
+use crate::options::{Options, Split};
+
+/// Fails now as [`compress`] would for this capture, so that nothing is done in vain; what needs the heads' numbers is left to it.
+/// Returns how a head's pairs are divided where all lengths are the same.
+///
+/// # Errors
+/// Options without meaning for this cache, layers that are not there.
+pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
+    request.options.validate()?;
+    let layers = chosen_layers(capture, request)?;
+    size::split(capture, &layers, request)
+}
 
 /// Compresses a capture.
 ///
 /// # Errors
-/// Options without meaning for this cache; a file that cannot be read; whatever the engine reports. Numeric trouble in a
-/// head is its [`Outcome`], not an error.
+/// As [`check`]; a file that cannot be read; whatever the engine reports. Numeric trouble in a head is its [`Outcome`], not an
+/// error.
 pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<Compression> {
     let options = &request.options;
     options.validate()?;
-    let split = Split::uniform(capture.tokens, options)?;
     let layers = chosen_layers(capture, request)?;
+    let mut split = size::split(capture, &layers, request)?;
     let mut timings = Timings::default();
 
     let started = Instant::now();
@@ -32,35 +45,54 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
         for head in 0..layer.kv_heads {
             problems.push(Problem::new(capture, &layer, head, split, options)?);
         }
-        forms.push((
+        forms.push(Form {
             index,
-            layer.kv_heads,
-            layer.dim,
-            layer.value_dim,
-            request.dtype.unwrap_or(layer.dtype),
-        ));
+            kv_heads: layer.kv_heads,
+            dim: layer.dim,
+            value_dim: layer.value_dim,
+            dtype: request.dtype.unwrap_or(layer.dtype),
+        });
     }
     timings.read = started.elapsed().as_secs_f64();
 
-    let fitted = fit_all(engine, &problems, capture, request, &mut timings, observer)?;
+    #[allow(clippy::cast_possible_truncation, reason = "shaders compute in single precision")]
+    let scale = capture.scale as f32;
+    let heads = problems.len();
+    let mut work = Work {
+        engine,
+        request,
+        scale,
+        observer,
+        stage: (0.0, PLANNING),
+        heads,
+        number_bytes: forms.iter().map(|form| (form.index, form.dtype.bytes() as u64)).collect(),
+    };
+    let started = Instant::now();
+    let plan = plan(&mut work, &problems, split, request)?;
+    timings.budgets = started.elapsed().as_secs_f64();
+    for (problem, &length) in problems.iter_mut().zip(&plan.lengths) {
+        problem.split.free = length - problem.split.sinks - problem.split.tail;
+    }
+    split.free = plan.lengths.iter().sum::<usize>() / heads - split.sinks - split.tail;
+
+    work.stage = if plan.curves.is_empty() {
+        (0.0, 1.0)
+    } else {
+        (PLANNING, 1.0 - PLANNING)
+    };
+    let fitted = work.fit(&problems.iter().collect::<Vec<_>>(), options, &mut timings)?;
+    work.observer.progress(heads, heads, 1.0);
     let mut heads = problems.iter().zip(&fitted);
-    let layers = forms.into_iter().map(|(index, kv_heads, dim, value_dim, dtype)| {
-        let form = CompressedLayer {
-            index,
-            dim,
-            value_dim,
-            lengths: Vec::new(),
-            key: Vec::new(),
-            value: Vec::new(),
-            bias: None,
-            dtype,
-        };
-        assemble(form, heads.by_ref().take(kv_heads))
-    });
-    let layers: Vec<CompressedLayer> = layers.collect();
+    let layers: Vec<CompressedLayer> = forms
+        .into_iter()
+        .map(|form| assemble(form.layer(options), heads.by_ref().take(form.kv_heads)))
+        .collect();
     let outcomes: Vec<Outcome> = fitted.into_iter().map(|fitted| fitted.outcome).collect();
     let metadata = metadata(capture, options, split, &outcomes)?;
+    let lengths = layers.iter().map(|layer| (layer.index, layer.lengths.clone())).collect();
     Ok(Compression {
+        budgets: Budgets::new(split.tokens, lengths)?,
+        curves: plan.curves,
         compressed: Compressed { layers, metadata },
         outcomes,
         split,
@@ -69,8 +101,37 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     })
 }
 
+/// The part of the work that error curves are, for who watches.
+const PLANNING: f64 = 0.15;
+
+/// What a layer of the short cache will look like.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    index: usize,
+    kv_heads: usize,
+    dim: usize,
+    value_dim: usize,
+    dtype: Dtype,
+}
+
+impl Form {
+    /// The layer, its heads still to come.
+    fn layer(self, options: &Options) -> CompressedLayer {
+        CompressedLayer {
+            index: self.index,
+            dim: self.dim,
+            value_dim: self.value_dim,
+            lengths: Vec::new(),
+            key: Vec::new(),
+            value: Vec::new(),
+            bias: options.bias.then(Vec::new),
+            dtype: self.dtype,
+        }
+    }
+}
+
 /// The layers asked for, all present.
-fn chosen_layers(capture: &Capture, request: &Request) -> Result<Vec<usize>> {
+pub(super) fn chosen_layers(capture: &Capture, request: &Request) -> Result<Vec<usize>> {
     let Some(wanted) = &request.layers else {
         return Ok(capture.layers.clone());
     };
@@ -86,71 +147,23 @@ fn chosen_layers(capture: &Capture, request: &Request) -> Result<Vec<usize>> {
     Ok(layers)
 }
 
-/// Fits every problem, batch by batch; the outcomes are in the problems' order.
-fn fit_all<E: Engine>(
-    engine: &mut E,
-    problems: &[Problem],
-    capture: &Capture,
-    request: &Request,
-    timings: &mut Timings,
-    observer: &mut dyn Observer,
-) -> Result<Vec<Fitted>> {
-    let options = &request.options;
-    let shapes = problems.iter().map(Problem::shape).collect::<Result<Vec<Shape>>>()?;
-    let history = if options.method == Method::Kvsculpt { options.history } else { 0 };
-    let array = engine.max_array_bytes();
-    let budget = Budget {
-        // A device does not say how much memory it has; its largest array is a cautious guess.
-        total: request.memory.unwrap_or(array.max(1 << 30)),
-        array,
-    };
-    let scratch = |shapes: &[Shape]| {
-        let heads = layout(shapes, |shape| (shape.training, shape.free));
-        shapes.first().map_or(0, |shape| engine.scratch_bytes(shape.dims, &heads))
-    };
-    let batches = schedule(&shapes, history, budget, scratch)?;
-    let work: u64 = shapes.iter().map(Shape::work).sum::<u64>().max(1);
-    #[allow(clippy::cast_possible_truncation, reason = "shaders compute in single precision")]
-    let scale = capture.scale as f32;
-    let mut fitted: Vec<Option<Fitted>> = problems.iter().map(|_| None).collect();
-    let (mut heads_done, mut work_done) = (0, 0);
-    for batch in batches {
-        let members: Vec<&Problem> = batch.iter().map(|&head| &problems[head]).collect();
-        let sizes = batch.iter().map(|&head| shapes[head]).collect::<Vec<_>>();
-        tracing::debug!(heads = batch.len(), bytes = Workspace::new(&sizes, history).bytes(), "batch");
-        let share: u64 = sizes.iter().map(Shape::work).sum();
-        let mut watch = |part: f64| {
-            let fraction = (work_done as f64 + part * share as f64) / work as f64;
-            if observer.progress(heads_done, problems.len(), fraction) {
-                Ok(())
-            } else {
-                Err(Error::Cancelled)
-            }
-        };
-        watch(0.0)?;
-        for (head, outcome) in batch.iter().zip(fit(engine, &members, scale, options, timings, &mut watch)?) {
-            fitted[*head] = Some(outcome);
-        }
-        heads_done += batch.len();
-        work_done += share;
-    }
-    observer.progress(problems.len(), problems.len(), 1.0);
-    // Every head is in exactly one batch, so none is missing here.
-    Ok(fitted.into_iter().flatten().collect())
-}
-
 /// Puts a layer's heads together: each its sinks, free pairs and tail.
 fn assemble<'a>(mut layer: CompressedLayer, heads: impl Iterator<Item = (&'a Problem, &'a Fitted)>) -> CompressedLayer {
     for (problem, fitted) in heads {
         problem.assemble(&problem.keys, &fitted.keys, layer.dim, &mut layer.key);
         problem.assemble(&problem.values, &fitted.values, layer.value_dim, &mut layer.value);
+        if let (Some(biases), Some(bias)) = (&mut layer.bias, &fitted.bias) {
+            biases.resize(biases.len() + problem.split.sinks, 0.0);
+            biases.extend_from_slice(bias);
+            biases.resize(biases.len() + problem.split.tail, 0.0);
+        }
         layer.lengths.push(problem.split.kept());
     }
     layer
 }
 
 /// The capture's metadata and what the compression adds.
-fn metadata(capture: &Capture, options: &Options, split: Split, outcomes: &[Outcome]) -> Result<BTreeMap<String, String>> {
+pub(super) fn metadata(capture: &Capture, options: &Options, split: Split, outcomes: &[Outcome]) -> Result<BTreeMap<String, String>> {
     let json = |what: &str, text: serde_json::Result<String>| text.map_err(|error| Error::file(&capture.path, format!("{what}: {error}")));
     let mut metadata = capture.metadata.clone();
     metadata.insert("format".into(), "kv-compressed".into());

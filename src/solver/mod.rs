@@ -1,21 +1,28 @@
 //! Says in what order: teacher, seed, values ⇄ keys, line search, stop. Names no wgpu.
 
+mod batches;
+mod bias;
+mod candidates;
 mod compress;
+mod curves;
 mod descent;
 mod fit;
 mod keys;
 mod line_search;
+mod plan;
 mod problem;
 mod rows;
 mod rowset;
 mod seed;
+mod size;
 mod track;
 mod values;
 
-pub use compress::compress;
+pub use compress::{check, compress};
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::{Budgets, Curve, Weights};
 use crate::cache::{Compressed, Dtype};
 use crate::options::{Options, Split};
 use crate::reference;
@@ -29,6 +36,10 @@ pub struct Request {
     pub layers: Option<Vec<usize>>,
     /// How keys and values are to be stored; `None`: as in the capture.
     pub dtype: Option<Dtype>,
+    /// The length of every head, in place of what the options say of it.
+    pub budgets: Option<Budgets>,
+    /// What each head's error weighs where lengths are decided by error curves; `None`: all the same.
+    pub weights: Option<Weights>,
     /// Bytes that the arrays of a batch may use together; `None`: those of the machine's largest array, and at least 1 GiB.
     pub memory: Option<u64>,
 }
@@ -38,6 +49,9 @@ pub struct Request {
 pub struct Timings {
     /// Reading the capture and drawing rows.
     pub read: f64,
+    /// Error curves and budgets.
+    #[serde(default)]
+    pub budgets: f64,
     /// Uploading, the teacher's answers, the seed.
     pub teacher: f64,
     /// Value solves.
@@ -55,8 +69,12 @@ pub struct Compression {
     pub compressed: Compressed,
     /// What became of each head, in the order of layers and heads.
     pub outcomes: Vec<Outcome>,
-    /// How each head's pairs are divided.
+    /// How a head's pairs are divided: sinks and tail of every head, and the mean of the free pairs, rounded down.
     pub split: Split,
+    /// The length of every head.
+    pub budgets: Budgets,
+    /// The error curves that lengths were decided by; none where they were decided otherwise.
+    pub curves: Vec<Curve>,
     /// Bytes of the keys and values as the capture holds them.
     pub source_bytes: u64,
     /// Seconds by stage.
@@ -76,6 +94,8 @@ impl Compression {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Stop {
+    /// The head's budget is its whole cache, which is returned untouched.
+    Whole,
     /// The method does not optimise keys.
     NotOptimised,
     /// Every step that was asked for was taken.
@@ -162,8 +182,8 @@ pub trait Observer {
 /// Watches nothing and never stops.
 impl Observer for () {}
 
-/// Errors of a student's state against its teacher's, `[rows, value_dim + 4]` both.
-fn merged_errors(student: &[f32], teacher: &[f32], value_dim: usize) -> Errors {
+/// Error sums of a student's state against its teacher's, `[rows, value_dim + 4]` both.
+fn merged_sums(student: &[f32], teacher: &[f32], value_dim: usize) -> reference::merged::Sums {
     let state = |array| reference::State::from_array(array, value_dim);
-    reference::merged::errors(&state(student), &state(teacher), value_dim)
+    reference::merged::sums(&state(student), &state(teacher), value_dim)
 }

@@ -1,5 +1,8 @@
 //! One head's problem, cut out of its layer.
 
+use std::sync::Arc;
+
+use super::bias;
 use super::rows::{Rows, rows};
 use crate::batch::Shape;
 use crate::cache::{Capture, Layer};
@@ -12,12 +15,17 @@ use crate::options::{Options, Split};
 pub(crate) struct Problem {
     pub(crate) layer: usize,
     pub(crate) head: usize,
+    /// Channels as the engine sees them: those of the keys' bias counted in, where there is one.
     pub(crate) dims: Dims,
+    /// Channels of a key in the cache.
+    pub(crate) key_dim: usize,
+    /// What every query has in the channel of the bias, where keys have one (see [`super::bias`]).
+    pub(crate) constant: Option<f32>,
     pub(crate) split: Split,
-    /// `[tokens, dim]`, after RoPE.
-    pub(crate) keys: Vec<f32>,
+    /// `[tokens, key_dim]`, after RoPE.
+    pub(crate) keys: Arc<[f32]>,
     /// `[tokens, value_dim]`.
-    pub(crate) values: Vec<f32>,
+    pub(crate) values: Arc<[f32]>,
     pub(crate) rows: Rows,
 }
 
@@ -26,18 +34,58 @@ impl Problem {
     pub(crate) fn new(capture: &Capture, layer: &Layer, head: usize, split: Split, options: &Options) -> Result<Self> {
         let keys = layer.tokens * layer.dim;
         let values = layer.tokens * layer.value_dim;
+        let mut rows = rows(capture, layer, head, split, options)?;
+        let constant = options.bias.then(|| bias::widen_rows(&mut rows, layer.dim));
         Ok(Self {
             layer: layer.index,
             head,
             dims: Dims {
-                dim: count(layer.dim)?,
+                dim: count(layer.dim + if options.bias { bias::CHANNELS } else { 0 })?,
                 value_dim: count(layer.value_dim)?,
             },
+            key_dim: layer.dim,
+            constant,
             split,
-            keys: layer.key[head * keys..(head + 1) * keys].to_vec(),
-            values: layer.value[head * values..(head + 1) * values].to_vec(),
-            rows: rows(capture, layer, head, split, options)?,
+            keys: layer.key[head * keys..(head + 1) * keys].into(),
+            values: layer.value[head * values..(head + 1) * values].into(),
+            rows,
         })
+    }
+
+    /// The same head with `free` free pairs and at most about `most` of its training rows, for its error curve. Without
+    /// validation rows every fourth of those is held out.
+    pub(crate) fn sampled(&self, free: usize, most: usize) -> Self {
+        let dim = self.dims.dim as usize;
+        let count = self.rows.training.len() / dim;
+        let stride = count.div_ceil(most.max(1)).max(1);
+        let mut rows = Rows {
+            validation: self.rows.validation.clone(),
+            ..Rows::default()
+        };
+        let holds_out = rows.validation.is_empty() && count / stride >= 4;
+        for (place, row) in self.rows.training.chunks_exact(dim).step_by(stride).enumerate() {
+            let target = if holds_out && place % 4 == 2 {
+                &mut rows.validation
+            } else {
+                &mut rows.training
+            };
+            target.extend_from_slice(row);
+        }
+        Self {
+            split: Split { free, ..self.split },
+            rows,
+            ..self.clone()
+        }
+    }
+
+    /// Whether the head keeps every pair it has.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.split.free == self.split.zone()
+    }
+
+    /// The zone's part of an array of `width` floats a pair.
+    pub(crate) fn zone_pairs<'a>(&self, pairs: &'a [f32], width: usize) -> &'a [f32] {
+        &pairs[self.split.sinks * width..(self.split.tokens - self.split.tail) * width]
     }
 
     /// The sizes of this head.
@@ -52,6 +100,14 @@ impl Problem {
             validation: count(self.rows.validation.len() / dim)?,
             probe: count(self.rows.probe.len() / dim)?,
         })
+    }
+
+    /// Appends keys as the engine sees them: with a bias of 0, where keys have one.
+    pub(crate) fn push_keys(&self, keys: &[f32], target: &mut Vec<f32>) {
+        match self.constant {
+            Some(_) => bias::widen(keys, self.key_dim, 0.0, target),
+            None => target.extend_from_slice(keys),
+        }
     }
 
     /// Appends the sinks' and the tail's part of an array of `width` floats a pair.

@@ -2,10 +2,11 @@
 //! pairs that never change contribute.
 
 use super::problem::Problem;
-use super::{Errors, merged_errors};
+use super::{Errors, merged_sums};
 use crate::batch::{Shape, layout};
 use crate::engine::{Dims, Engine, Head};
 use crate::error::Result;
+use crate::reference::merged::Sums;
 
 /// Which rows of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +47,11 @@ impl<E: Engine> FullCache<E> {
     pub(crate) fn upload(engine: &mut E, problems: &[&Problem], dims: Dims) -> Result<Self> {
         let (mut keys, mut values, mut fixed_keys, mut fixed_values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for problem in problems {
-            keys.extend_from_slice(&problem.keys);
+            problem.push_keys(&problem.keys, &mut keys);
             values.extend_from_slice(&problem.values);
-            problem.fixed_pairs(&problem.keys, dims.dim as usize, &mut fixed_keys);
+            let mut fixed = Vec::new();
+            problem.fixed_pairs(&problem.keys, problem.key_dim, &mut fixed);
+            problem.push_keys(&fixed, &mut fixed_keys);
             problem.fixed_pairs(&problem.values, dims.value_dim as usize, &mut fixed_values);
         }
         Ok(Self {
@@ -128,7 +131,15 @@ impl<E: Engine> RowSet<E> {
         self.dims.value_dim
     }
 
-    /// Errors of these students on the rows, for every head of the batch (`None` where a head has no such rows).
+    /// From here on students have `pairs` pairs, the first of their own in the arrays.
+    pub(crate) fn shorten(&mut self, engine: &mut E, pairs: u32) -> Result<()> {
+        for head in &mut self.heads {
+            head.pairs = pairs;
+        }
+        engine.set_table(&mut self.table, &self.heads)
+    }
+
+    /// Error sums of these students on the rows, for every head of the batch (`None` where a head has no such rows).
     pub(crate) fn judge(
         &mut self,
         engine: &mut E,
@@ -136,7 +147,7 @@ impl<E: Engine> RowSet<E> {
         values: &E::Array,
         scale: f32,
         all_heads: usize,
-    ) -> Result<Vec<Option<Errors>>> {
+    ) -> Result<Vec<Option<Sums>>> {
         engine.attention(&self.table, &self.queries, keys, values, Some(&self.base), scale, &mut self.state)?;
         let student = engine.read(&self.state)?;
         let teacher = match self.teacher_read.take() {
@@ -144,14 +155,13 @@ impl<E: Engine> RowSet<E> {
             None => engine.read(&self.teacher)?,
         };
         let row = self.dims.state_row() as usize;
-        let mut errors = vec![None; all_heads];
+        let mut sums = vec![None; all_heads];
         for head in &self.heads {
             let range = head.row as usize * row..(head.row + head.rows) as usize * row;
-            let found = merged_errors(&student[range.clone()], &teacher[range], self.dims.value_dim as usize);
-            errors[head.index as usize] = Some(found);
+            sums[head.index as usize] = Some(merged_sums(&student[range.clone()], &teacher[range], self.dims.value_dim as usize));
         }
         self.teacher_read = Some(teacher);
-        Ok(errors)
+        Ok(sums)
     }
 }
 
@@ -165,7 +175,10 @@ pub(crate) fn errors_on<E: Engine>(
     heads: usize,
 ) -> Result<Vec<Option<Errors>>> {
     match rows {
-        Some(rows) => rows.judge(engine, keys, values, scale, heads),
+        Some(rows) => {
+            let sums = rows.judge(engine, keys, values, scale, heads)?;
+            Ok(sums.iter().map(|sums| sums.map(|sums| sums.errors())).collect())
+        }
         None => Ok(vec![None; heads]),
     }
 }

@@ -6,8 +6,8 @@ use crate::batch::{Shape, layout};
 use crate::engine::Engine;
 use crate::error::Result;
 
-/// The `free` pairs of each head's zone whose keys get the highest attention weight, summed over the training rows; ascending.
-pub(crate) fn attended<E: Engine>(
+/// The `free` pairs of each head's zone whose keys get the highest attention weight, summed over the training rows; the highest first.
+pub(crate) fn ranked<E: Engine>(
     engine: &mut E,
     problems: &[&Problem],
     shapes: &[Shape],
@@ -31,7 +31,6 @@ pub(crate) fn attended<E: Engine>(
         // Equal scores go to the older pair, so that the choice does not depend on the sort.
         zone.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
         zone.truncate(split.free);
-        zone.sort_unstable();
         zone
     });
     Ok(chosen.collect())

@@ -76,22 +76,9 @@ impl<E: Engine> ValueSolve<E> {
         engine.set_table(&mut self.table, heads)?;
         engine.attention(&self.table, &rows.queries, keys, anchor, Some(&rows.base), scale, &mut rows.state)?;
         engine.loss(&self.table, &rows.state, &rows.teacher, mass_weight, error, scalars)?;
-        let most = heads.iter().map(|head| head.rows).max().unwrap_or(0);
-        for first in (0..most).step_by(WEIGHT_ROWS as usize) {
-            let block = first..(first + WEIGHT_ROWS).min(most);
-            engine.weights(
-                &self.table,
-                &rows.queries,
-                keys,
-                &rows.state,
-                scale,
-                block.clone(),
-                &mut self.weights,
-            )?;
-            engine.gram(&self.table, &self.weights, block.clone(), &mut self.gram)?;
-            engine.rhs(&self.table, &self.weights, error, block, &mut self.rhs)?;
-        }
-        let failed = self.factor(engine, heads, scalars)?;
+        self.normal_equations(engine, &rows.queries, heads, keys, &rows.state, error, scale)?;
+        let strengths = self.strengths.clone();
+        let failed = self.factor(engine, heads, &strengths, scalars)?;
         engine.solve(&self.table, &self.factor, &self.rhs, anchor, values)?;
         if !failed.is_empty() {
             engine.set_table(&mut self.again, &failed)?;
@@ -100,10 +87,78 @@ impl<E: Engine> ValueSolve<E> {
         Ok(())
     }
 
+    /// By how much each free pair's weight is to be multiplied so that the student's mass is the teacher's, in the first value
+    /// channel of the array that is returned: `argmin ‖B u + e^{l_base − l} − 1‖² + ρ ‖u − 1‖²` with `B_qj = e^{s q·c_j − l_q}`.
+    #[allow(clippy::too_many_arguments, reason = "an operation of mathematics, named after its operands")]
+    pub(crate) fn masses(
+        &mut self,
+        engine: &mut E,
+        rows: &mut RowSet<E>,
+        heads: &[Head],
+        keys: &E::Array,
+        anchor: &E::Array,
+        ridge: f64,
+        error: &mut E::Array,
+        scalars: &mut E::Array,
+        scale: f32,
+    ) -> Result<Vec<f32>> {
+        engine.set_table(&mut self.table, heads)?;
+        engine.attention(&self.table, &rows.queries, keys, anchor, Some(&rows.base), scale, &mut rows.state)?;
+        // The excess of the student's mass over the teacher's stands where the value solve has an output's error.
+        let student = engine.read(&rows.state)?;
+        let teacher = engine.read(&rows.teacher)?;
+        let mut excess = vec![0.0; student.len()];
+        let value_dim = rows.value_dim() as usize;
+        for head in heads {
+            for row in head.row as usize..(head.row + head.rows) as usize {
+                let at = row * (value_dim + 4);
+                excess[at] = (student[at + value_dim] - teacher[at + value_dim]).exp() - 1.0;
+            }
+        }
+        engine.write(error, &excess)?;
+        self.normal_equations(engine, &rows.queries, heads, keys, &rows.teacher, error, scale)?;
+        #[allow(clippy::cast_possible_truncation, reason = "a strength needs no more than single precision")]
+        let strengths = [0.0, ridge as f32].repeat(self.strengths.len() / 2);
+        engine.write(&mut self.ridge, &strengths)?;
+        let failed = self.factor(engine, heads, &strengths, scalars)?;
+        engine.write(&mut self.ridge, &self.strengths)?;
+        let length = engine.read(&self.rhs)?.len();
+        let ones = engine.upload("ones", &vec![1.0; length])?;
+        let mut solved = engine.zeros("multipliers", length)?;
+        engine.solve(&self.table, &self.factor, &self.rhs, &ones, &mut solved)?;
+        if !failed.is_empty() {
+            engine.set_table(&mut self.again, &failed)?;
+            engine.copy_pairs(&self.again, rows.value_dim(), &ones, &mut solved)?;
+        }
+        engine.read(&solved)
+    }
+
+    /// `G = AᵀA` and `R = −Aᵀ e` over all rows, with weights against the masses in `state`.
+    #[allow(clippy::too_many_arguments, reason = "an operation of mathematics, named after its operands")]
+    fn normal_equations(
+        &mut self,
+        engine: &mut E,
+        queries: &E::Array,
+        heads: &[Head],
+        keys: &E::Array,
+        state: &E::Array,
+        error: &E::Array,
+        scale: f32,
+    ) -> Result<()> {
+        let most = heads.iter().map(|head| head.rows).max().unwrap_or(0);
+        for first in (0..most).step_by(WEIGHT_ROWS as usize) {
+            let block = first..(first + WEIGHT_ROWS).min(most);
+            engine.weights(&self.table, queries, keys, state, scale, block.clone(), &mut self.weights)?;
+            engine.gram(&self.table, &self.weights, block.clone(), &mut self.gram)?;
+            engine.rhs(&self.table, &self.weights, error, block, &mut self.rhs)?;
+        }
+        Ok(())
+    }
+
     /// Factors every head, raising the ridge of those that fail; returns the heads that resisted every raise.
-    fn factor(&mut self, engine: &mut E, heads: &[Head], scalars: &mut E::Array) -> Result<Vec<Head>> {
+    fn factor(&mut self, engine: &mut E, heads: &[Head], given: &[f32], scalars: &mut E::Array) -> Result<Vec<Head>> {
         let mut open = heads.to_vec();
-        let mut strengths = self.strengths.clone();
+        let mut strengths = given.to_vec();
         let mut raised = false;
         for _ in 0..=MOST_RAISES {
             engine.set_table(&mut self.again, &open)?;
@@ -123,7 +178,7 @@ impl<E: Engine> ValueSolve<E> {
             engine.write(&mut self.ridge, &strengths)?;
         }
         if raised {
-            engine.write(&mut self.ridge, &self.strengths)?;
+            engine.write(&mut self.ridge, given)?;
         }
         Ok(open)
     }

@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use comfy_table::Table;
 use kvsculpt::cache::{Capture, Compressed};
-use kvsculpt::options::Split;
-use kvsculpt::solver::Request;
+use kvsculpt::solver::{Request, check};
 use kvsculpt::{Error, Result};
 
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
@@ -54,8 +53,9 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         layers: arguments.layers.clone().map(|layers| layers.0),
         dtype: arguments.dtype.map(Into::into),
         memory: arguments.memory,
+        ..Request::default()
     };
-    check_request(&request, &capture)?;
+    check(&capture, &request)?;
     let mut machine = engine::open(&arguments.engine, talk)?;
     let mut progress = Progress::new(talk);
     let compression = machine.compress(&capture, &request, &mut progress)?;
@@ -93,16 +93,6 @@ fn check_output(output: &Path, capture: &Path) -> Result<()> {
         });
     }
     Compressed::check_writable(output)
-}
-
-/// What the solver would refuse too, but before a machine is opened.
-fn check_request(request: &Request, capture: &Capture) -> Result<()> {
-    request.options.validate()?;
-    Split::uniform(capture.tokens, &request.options)?;
-    for &layer in request.layers.iter().flatten() {
-        capture.shape(layer)?;
-    }
-    Ok(())
 }
 
 /// Columns of the terminal that standard output is; `None` where it is none.

@@ -119,6 +119,7 @@ impl<'a> Report<'a> {
         let Split { tokens, sinks, free, tail } = self.split;
         let Timings {
             read,
+            budgets,
             teacher,
             values,
             keys,
@@ -150,9 +151,10 @@ impl<'a> Report<'a> {
         line(
             "time",
             format!(
-                "{}: reading {}, teacher and seed {}, values {}, keys {}, judging {}{}",
+                "{}: reading {}, budgets {}, teacher and seed {}, values {}, keys {}, judging {}{}",
                 duration(self.seconds.total),
                 duration(read),
+                duration(budgets),
                 duration(teacher),
                 duration(values),
                 duration(keys),

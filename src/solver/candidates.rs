@@ -1,0 +1,268 @@
+//! The arrays of a batch of heads through its life, and what the candidate in hand is worth.
+
+use super::bias;
+use super::keys::loss;
+use super::problem::Problem;
+use super::rowset::{FullCache, Kind, RowSet, errors_on};
+use super::seed::{drawn, ranked};
+use super::track::Track;
+use super::values::{ValueSolve, length};
+use super::{Errors, Judged};
+use crate::batch::{Shape, Workspace};
+use crate::engine::{Dims, Engine, Head, SCALARS, scalar};
+use crate::error::{Error, Result};
+use crate::options::{Anchor, Method, Options, Strength};
+use crate::reference::merged::Sums;
+
+/// In what order a head's seed pairs are laid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// As in the cache.
+    Position,
+    /// The most attended first, so that every beginning of the pairs is a seed of its own.
+    Rank,
+}
+
+/// The arrays of a batch through its life.
+#[derive(Debug)]
+pub(crate) struct Batch<'a, E: Engine> {
+    pub(crate) options: &'a Options,
+    pub(crate) dims: Dims,
+    pub(crate) scale: f32,
+    pub(crate) sizes: Workspace,
+    pub(crate) training: RowSet<E>,
+    pub(crate) validation: Option<RowSet<E>>,
+    pub(crate) probe: Option<RowSet<E>>,
+    pub(crate) mass_weights: Vec<f32>,
+    pub(crate) mass_weight: E::Array,
+    /// The teacher's mean squared output of each head.
+    pub(crate) scales: Vec<f64>,
+    /// What the ridge pulls toward.
+    pub(crate) anchor: E::Array,
+    pub(crate) keys: E::Array,
+    pub(crate) values: E::Array,
+    pub(crate) best_keys: E::Array,
+    pub(crate) best_values: E::Array,
+    pub(crate) error: E::Array,
+    pub(crate) scalars: E::Array,
+    /// Heads of a change in hand.
+    pub(crate) chosen: E::Table,
+}
+
+impl<'a, E: Engine> Batch<'a, E> {
+    /// Uploads, asks the teacher, and seeds.
+    pub(crate) fn new(engine: &mut E, problems: &[&Problem], dims: Dims, scale: f32, options: &'a Options, order: Order) -> Result<Self> {
+        let shapes = problems.iter().map(|problem| problem.shape()).collect::<Result<Vec<Shape>>>()?;
+        let sizes = Workspace::new(&shapes, options.history);
+        let cache = FullCache::upload(engine, problems, dims)?;
+        let mut sets = [Kind::Training, Kind::Validation, Kind::Probe]
+            .map(|kind| RowSet::new(engine, problems, &shapes, kind, &cache, scale))
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        let (probe, validation, training) = (sets.pop().flatten(), sets.pop().flatten(), sets.pop().flatten());
+        let training = training.ok_or_else(|| Error::shape("batch", "no training rows"))?;
+
+        let mut chosen = match options.method {
+            Method::Random => problems.iter().map(|problem| drawn(problem, options.seed)).collect(),
+            _ => ranked(engine, problems, &shapes, &training, &cache, scale)?,
+        };
+        if order == Order::Position {
+            chosen.iter_mut().for_each(|pairs: &mut Vec<usize>| pairs.sort_unstable());
+        }
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (problem, pairs) in problems.iter().zip(&chosen) {
+            let (dim, value_dim) = (problem.key_dim, dims.value_dim as usize);
+            for &pair in pairs {
+                problem.push_keys(&problem.keys[pair * dim..(pair + 1) * dim], &mut keys);
+                values.extend_from_slice(&problem.values[pair * value_dim..(pair + 1) * value_dim]);
+            }
+        }
+        let anchor = match options.anchor {
+            Anchor::Zero => engine.zeros("anchor", values.len())?,
+            Anchor::Seed => engine.upload("anchor", &values)?,
+        };
+        let mut batch = Self {
+            options,
+            dims,
+            scale,
+            mass_weights: Vec::new(),
+            scales: Vec::new(),
+            mass_weight: engine.zeros("mass weight", problems.len())?,
+            anchor,
+            keys: engine.upload("free keys", &keys)?,
+            values: engine.upload("free values", &values)?,
+            best_keys: engine.upload("best keys", &keys)?,
+            best_values: engine.upload("best values", &values)?,
+            error: engine.zeros("error", length(sizes.states[0]))?,
+            scalars: engine.zeros("scalars", length(sizes.scalars))?,
+            chosen: engine.table(dims, &training.heads)?,
+            sizes,
+            training,
+            validation,
+            probe,
+        };
+        batch.weigh_mass(engine)?;
+        Ok(batch)
+    }
+
+    /// λ of each head: as given, or times the teacher's mean squared output.
+    fn weigh_mass(&mut self, engine: &mut E) -> Result<()> {
+        // Of the sums only the teacher's own size is wanted, so the teacher stands in for a student.
+        let rows = &self.training;
+        engine.loss(
+            &rows.table,
+            &rows.teacher,
+            &rows.teacher,
+            &self.mass_weight,
+            &mut self.error,
+            &mut self.scalars,
+        )?;
+        let found = engine.read(&self.scalars)?;
+        let scale = |head: &Head| f64::from(found[head.index as usize * SCALARS + scalar::SCALE]) / f64::from(head.rows);
+        self.scales = self.training.heads.iter().map(scale).collect();
+        #[allow(clippy::cast_possible_truncation, reason = "a weight needs no more than single precision")]
+        let weights = self.scales.iter().map(|scale| match self.options.mass_weight {
+            Strength::Absolute(weight) => weight as f32,
+            Strength::Relative(weight) => (weight * scale) as f32,
+        });
+        self.mass_weights = weights.collect();
+        engine.write(&mut self.mass_weight, &self.mass_weights)
+    }
+
+    /// The sums of the loss on the training rows for the keys and values in hand.
+    pub(crate) fn training_sums(&mut self, engine: &mut E) -> Result<Vec<f32>> {
+        let Self {
+            training: rows,
+            keys,
+            values,
+            error,
+            scalars,
+            mass_weight,
+            scale,
+            ..
+        } = self;
+        engine.attention(&rows.table, &rows.queries, keys, values, Some(&rows.base), *scale, &mut rows.state)?;
+        engine.loss(&rows.table, &rows.state, &rows.teacher, mass_weight, error, scalars)?;
+        engine.read(scalars)
+    }
+
+    /// What the keys and values in hand are worth, head by head.
+    pub(crate) fn judge(&mut self, engine: &mut E) -> Result<Vec<Judged>> {
+        let heads = self.training.heads.len();
+        let found = self.training_sums(engine)?;
+        let validation = self.validate(engine)?;
+        let probe = errors_on(&mut self.probe, engine, &self.keys, &self.values, self.scale, heads)?;
+        let judged = self
+            .training
+            .heads
+            .iter()
+            .zip(validation)
+            .zip(probe)
+            .map(|((head, validation), probe)| {
+                let at = |place: usize| f64::from(found[head.index as usize * SCALARS + place]);
+                Judged {
+                    loss: loss(&found, head, &self.mass_weights),
+                    output: at(scalar::OUTPUT) / at(scalar::SCALE),
+                    mass: (at(scalar::MASS) / f64::from(head.rows)).sqrt(),
+                    validation,
+                    probe,
+                }
+            });
+        Ok(judged.collect())
+    }
+
+    /// The error sums of the keys and values in hand on validation rows.
+    pub(crate) fn sums(&mut self, engine: &mut E) -> Result<Vec<Option<Sums>>> {
+        let heads = self.training.heads.len();
+        match &mut self.validation {
+            Some(rows) => rows.judge(engine, &self.keys, &self.values, self.scale, heads),
+            None => Ok(vec![None; heads]),
+        }
+    }
+
+    /// The validation errors of the keys and values in hand.
+    pub(crate) fn validate(&mut self, engine: &mut E) -> Result<Vec<Option<Errors>>> {
+        let heads = self.training.heads.len();
+        errors_on(&mut self.validation, engine, &self.keys, &self.values, self.scale, heads)
+    }
+
+    /// Solves the values of these heads for the keys in hand.
+    pub(crate) fn refit(&mut self, engine: &mut E, solve: &mut ValueSolve<E>, heads: &[Head]) -> Result<()> {
+        solve.solve(
+            engine,
+            &mut self.training,
+            heads,
+            &self.keys,
+            &self.anchor,
+            &self.mass_weight,
+            &mut self.error,
+            &mut self.scalars,
+            self.scale,
+            &mut self.values,
+        )
+    }
+
+    /// Gives the free pairs of these heads the biases that fit the mass best, for the keys in hand.
+    pub(crate) fn fit_bias(&mut self, engine: &mut E, solve: &mut ValueSolve<E>, problems: &[&Problem], heads: &[Head]) -> Result<()> {
+        let multipliers = solve.masses(
+            engine,
+            &mut self.training,
+            heads,
+            &self.keys,
+            &self.anchor,
+            self.options.bias_ridge,
+            &mut self.error,
+            &mut self.scalars,
+            self.scale,
+        )?;
+        let mut keys = engine.read(&self.keys)?;
+        let (dim, value_dim) = (self.dims.dim as usize, self.dims.value_dim as usize);
+        for head in heads {
+            let problem = problems[head.index as usize];
+            let Some(constant) = problem.constant else { continue };
+            for pair in head.pair as usize..(head.pair + head.pairs) as usize {
+                keys[pair * dim + problem.key_dim] = bias::start(multipliers[pair * value_dim]) / (self.scale * constant);
+            }
+        }
+        engine.write(&mut self.keys, &keys)
+    }
+
+    /// Keeps the candidates in hand of those heads where they are the best so far by their validation errors.
+    pub(crate) fn consider(&mut self, engine: &mut E, track: &mut Track, heads: &[Head], validation: &[Option<Errors>]) -> Result<()> {
+        let mut better = Vec::new();
+        for head in heads {
+            let index = head.index as usize;
+            let Some(found) = validation[index] else { continue };
+            track.in_hand[index] = found.merged < track.best[index];
+            if track.in_hand[index] {
+                track.best[index] = found.merged;
+                track.without_gain[index] = 0;
+                better.push(*head);
+            } else {
+                track.without_gain[index] += 1;
+            }
+        }
+        self.save(engine, &better)
+    }
+
+    /// The keys and values in hand of these heads become their best.
+    pub(crate) fn save(&mut self, engine: &mut E, heads: &[Head]) -> Result<()> {
+        engine.set_table(&mut self.chosen, heads)?;
+        engine.copy_pairs(&self.chosen, self.dims.dim, &self.keys, &mut self.best_keys)?;
+        engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.values, &mut self.best_values)
+    }
+
+    /// The best keys and values of these heads come back in hand.
+    pub(crate) fn restore(&mut self, engine: &mut E, heads: &[Head]) -> Result<()> {
+        engine.set_table(&mut self.chosen, heads)?;
+        engine.copy_pairs(&self.chosen, self.dims.dim, &self.best_keys, &mut self.keys)?;
+        engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.best_values, &mut self.values)
+    }
+
+    /// Puts the best candidate of every head back in hand.
+    pub(crate) fn restore_best(&mut self, engine: &mut E, track: &Track) -> Result<()> {
+        let mut worse = self.training.heads.clone();
+        worse.retain(|head| !track.in_hand[head.index as usize]);
+        self.restore(engine, &worse)
+    }
+}

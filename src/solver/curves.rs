@@ -1,0 +1,117 @@
+//! Error curves: what each head's error would be at every length, from nested select-fit.
+//!
+//! A head's pairs are laid by rank, so the first k of them are the seed of length k. At every length of a coarse grid the
+//! values are solved on some of the training rows and judged on the validation rows, which no fit sees.
+
+use super::batches::Work;
+use super::candidates::{Batch, Order};
+use super::problem::Problem;
+use super::values::ValueSolve;
+use crate::budget::{Curve, Point};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::options::{Anchor, Method, Options};
+use crate::reference::merged::Sums;
+
+/// Lengths between neighbouring points of the grid differ by this factor.
+const RATIO: f64 = std::f64::consts::SQRT_2;
+
+/// The lengths at which errors are found: from `least` on, each √2 times the one before, up to below `zone`.
+fn grid(least: usize, zone: usize) -> Vec<usize> {
+    let mut lengths = vec![least.min(zone)];
+    let mut next = least as f64 * RATIO;
+    while (next.round() as usize) < zone {
+        lengths.push(next.round() as usize);
+        next *= RATIO;
+    }
+    lengths
+}
+
+/// The curve of every head, over lengths: `fixed` pairs that every student of a head stores, and at least `least` free ones.
+pub(super) fn all<E: Engine>(
+    work: &mut Work<'_, E>,
+    problems: &[Problem],
+    least: usize,
+    fixed: usize,
+    options: &Options,
+) -> Result<Vec<Curve>> {
+    let Some(zone) = problems.first().map(|problem| problem.split.zone()) else {
+        return Ok(Vec::new());
+    };
+    let grid = grid(least, zone);
+    let most = grid.last().copied().unwrap_or(least);
+    let sampled: Vec<Problem> = problems.iter().map(|problem| problem.sampled(most, options.curve_rows)).collect();
+    let members: Vec<&Problem> = sampled.iter().collect();
+    let found = work.in_batches(&members, 0, 0, |engine, members, scale, watch| {
+        of_batch(engine, members, &grid, scale, options, watch)
+    })?;
+    let curve = |(problem, found): (&Problem, Vec<Sums>)| {
+        let measured = grid.iter().zip(found).map(|(&free, sums)| Point {
+            length: fixed + free,
+            error: sums.errors().merged,
+        });
+        let whole = Point {
+            length: problem.split.tokens,
+            error: 0.0,
+        };
+        let mut points: Vec<Point> = measured.filter(|point| point.length < whole.length).collect();
+        points.push(whole);
+        Curve {
+            layer: problem.layer,
+            head: problem.head,
+            points,
+        }
+    };
+    Ok(problems.iter().zip(found).map(curve).collect())
+}
+
+/// For each head of a batch, whose `split.free` is the largest length of the grid, the error sums at every length.
+fn of_batch<E: Engine>(
+    engine: &mut E,
+    problems: &[&Problem],
+    grid: &[usize],
+    scale: f32,
+    options: &Options,
+    watch: &mut dyn FnMut(f64) -> Result<()>,
+) -> Result<Vec<Vec<Sums>>> {
+    let Some(first) = problems.first() else { return Ok(Vec::new()) };
+    let fits = matches!(options.method, Method::SelectFit | Method::Kvsculpt);
+    let options = Options {
+        // A random draw has no rank.
+        method: Method::SelectFit,
+        anchor: Anchor::Seed,
+        ..options.clone()
+    };
+    let mut batch = Batch::new(engine, problems, first.dims, scale, &options, Order::Rank)?;
+    let mut solve = ValueSolve::new(engine, first.dims, problems, &batch.training.heads, &batch.sizes, &options)?;
+    let mut found = vec![Vec::with_capacity(grid.len()); problems.len()];
+    for (step, &pairs) in grid.iter().enumerate() {
+        watch(step as f64 / grid.len() as f64)?;
+        let count = u32::try_from(pairs).unwrap_or(u32::MAX);
+        batch.training.shorten(engine, count)?;
+        if let Some(rows) = &mut batch.validation {
+            rows.shorten(engine, count)?;
+        }
+        // Whatever was solved at the length before is put back to the seed's.
+        let heads = batch.training.heads.clone();
+        batch.restore(engine, &heads)?;
+        let select = batch.sums(engine)?;
+        let mut candidates = vec![select];
+        if fits {
+            batch.refit(engine, &mut solve, &heads)?;
+            candidates.push(batch.sums(engine)?);
+        }
+        if fits && options.bias {
+            batch.fit_bias(engine, &mut solve, problems, &heads)?;
+            batch.refit(engine, &mut solve, &heads)?;
+            candidates.push(batch.sums(engine)?);
+        }
+        for (index, found) in found.iter_mut().enumerate() {
+            let of_head = candidates.iter().filter_map(|sums| sums[index]);
+            if let Some(best) = of_head.min_by(|a, b| a.merged.total_cmp(&b.merged)) {
+                found.push(best);
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,101 @@
+//! How many pairs a target is.
+
+use super::compress::metadata;
+use super::{Errors, Judged, Outcome, Request, Stop};
+use crate::cache::{Capture, Compressed, CompressedLayer};
+use crate::error::{Error, Result};
+use crate::options::{Split, Target};
+
+/// The split of a head where all lengths are the same; for a target in bytes the largest that fits, for one in errors what the
+/// options' `keep` says, of which only sinks and tail matter then.
+pub(super) fn split(capture: &Capture, layers: &[usize], request: &Request) -> Result<Split> {
+    let options = &request.options;
+    match options.target {
+        Some(Target::Bytes(bytes)) => {
+            let kept = pairs_in(capture, layers, request, bytes)?;
+            Split::of(capture.tokens, kept, options)
+        }
+        _ => Split::uniform(capture.tokens, options),
+    }
+}
+
+/// Pairs a head of the largest file of at most `bytes` bytes whose heads are all of one length.
+fn pairs_in(capture: &Capture, layers: &[usize], request: &Request, bytes: u64) -> Result<usize> {
+    let header = largest_header(capture, layers, request)?;
+    let mut pair = 0;
+    for &index in layers {
+        let shape = capture.shape(index)?;
+        let number = request.dtype.unwrap_or(shape.dtype).bytes();
+        let bias = if request.options.bias { 4 } else { 0 };
+        pair += (shape.kv_heads * ((shape.dim + shape.value_dim) * number + bias)) as u64;
+    }
+    let kept = usize::try_from(bytes.saturating_sub(header) / pair.max(1)).unwrap_or(usize::MAX);
+    if kept == 0 {
+        return Err(Error::option(
+            "--bytes",
+            format!(
+                "{bytes} bytes leave no pair: the file's header may take {header} bytes and a pair in every head {pair}; give at least {}",
+                header + pair
+            ),
+        ));
+    }
+    Ok(kept.min(capture.tokens))
+}
+
+/// The bytes of a file beside its pairs, with every number of the report at its longest.
+fn largest_header(capture: &Capture, layers: &[usize], request: &Request) -> Result<u64> {
+    const LONGEST: f64 = -1.234_567_890_123_456_7e-300;
+    let errors = Errors {
+        output: LONGEST,
+        mass: LONGEST,
+        merged: LONGEST,
+    };
+    let judged = Judged {
+        loss: LONGEST,
+        output: LONGEST,
+        mass: LONGEST,
+        validation: Some(errors),
+        probe: Some(errors),
+    };
+    let (mut outcomes, mut forms) = (Vec::new(), Vec::new());
+    for &index in layers {
+        let shape = capture.shape(index)?;
+        let outcome = |head| Outcome {
+            layer: index,
+            head,
+            tokens: capture.tokens,
+            kept: capture.tokens,
+            free: capture.tokens,
+            result: judged,
+            select: judged,
+            select_fit: Some(judged),
+            iterations: u32::MAX,
+            evaluations: u32::MAX,
+            stop: Stop::NotOptimised,
+        };
+        outcomes.extend((0..shape.kv_heads).map(outcome));
+        forms.push(CompressedLayer {
+            index,
+            dim: shape.dim,
+            value_dim: shape.value_dim,
+            lengths: vec![capture.tokens; shape.kv_heads],
+            key: Vec::new(),
+            value: Vec::new(),
+            bias: request.options.bias.then(Vec::new),
+            dtype: request.dtype.unwrap_or(shape.dtype),
+        });
+    }
+    let split = Split {
+        tokens: capture.tokens,
+        sinks: capture.tokens,
+        free: capture.tokens,
+        tail: capture.tokens,
+    };
+    let largest = Compressed {
+        metadata: metadata(capture, &request.options, split, &outcomes)?,
+        layers: forms,
+    };
+    // Shapes and offsets of the empty arrays are shorter than the real ones: at most 20 digits each, four numbers a tensor.
+    let digits = 4 * 20 * 4 * layers.len() as u64;
+    Ok(largest.bytes()? + digits)
+}
