@@ -1,5 +1,6 @@
 mod allocate;
 mod file;
+mod hull;
 mod picture;
 mod published;
 mod target;

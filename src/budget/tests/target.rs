@@ -63,6 +63,9 @@ fn no_error_needs_no_more_than_the_curves_say() {
     let found = |max_error| least_total(&curves, &[0.1, 1.0, 0.3], Scope::Head, 1, max_error).unwrap();
     assert_eq!(found(0.0), [40, 10, 100]);
     assert_eq!(found(1e6), [10, 10, 10]);
+    // Where noise makes the whole cache look worse than a shorter one, the shorter one is enough.
+    let odd = [curve(0, 0, &[(10, 1.0), (20, 0.25), (30, 0.5)])];
+    assert_eq!(least_total(&odd, &[1.0], Scope::Head, 1, 0.25).unwrap(), [20]);
 }
 
 #[test]
