@@ -9,7 +9,7 @@ use kvsculpt::engine::Engine;
 use kvsculpt::gpu::{Gpu, Selection};
 use kvsculpt::kernels::GpuEngine;
 use kvsculpt::machine::{Preference, choose};
-use kvsculpt::options::{Method, Options, Tail};
+use kvsculpt::options::{Method, Options, Scope, Tail};
 use kvsculpt::solver::{Compression, Observer, Outcome, Request, compress};
 
 fn path() -> PathBuf {
@@ -163,7 +163,8 @@ mod cpu {
 
     #[test]
     fn sinks_and_tail_are_the_caches_own_and_lengths_are_as_asked() {
-        let mut request = request(|options| (options.keep, options.tail, options.steps) = (0.25, Tail::Pairs(100), 5));
+        let mut request =
+            request(|options| (options.keep, options.tail, options.steps, options.budget) = (0.25, Tail::Pairs(100), 5, Scope::Uniform));
         request.dtype = Some(Dtype::F32);
         let short = run(&mut CpuEngine::new(), &request);
         let layer = capture().layer(20).unwrap();

@@ -36,7 +36,7 @@ impl<E: Engine> Work<'_, E> {
         let history = if options.method == Method::Kvsculpt { options.history } else { 0 };
         let mut fitted: Vec<Option<Fitted>> = problems
             .iter()
-            .map(|problem| problem.is_whole().then(|| Fitted::whole(problem)))
+            .map(|problem| problem.is_whole().then(|| Fitted::whole(problem, options.method)))
             .collect();
         let open: Vec<usize> = (0..problems.len()).filter(|&head| fitted[head].is_none()).collect();
         let members: Vec<&Problem> = open.iter().map(|&head| problems[head]).collect();

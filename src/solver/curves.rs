@@ -16,15 +16,26 @@ use crate::reference::merged::Sums;
 /// Lengths between neighbouring points of the grid differ by this factor.
 const RATIO: f64 = std::f64::consts::SQRT_2;
 
-/// The lengths at which errors are found: from `least` on, each √2 times the one before, up to below `zone`.
+/// The lengths at which errors are found: from `least` on, each about √2 times the one before, all below `zone`; `least` where
+/// that leaves none.
 fn grid(least: usize, zone: usize) -> Vec<usize> {
-    let mut lengths = vec![least.min(zone)];
-    let mut next = least as f64 * RATIO;
-    while (next.round() as usize) < zone {
-        lengths.push(next.round() as usize);
+    let mut lengths = vec![least];
+    let mut next = least as f64;
+    loop {
         next *= RATIO;
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "below the zone, a count of tokens"
+        )]
+        let length = next.min(zone as f64).round() as usize;
+        if length >= zone {
+            return lengths;
+        }
+        if lengths.last() != Some(&length) {
+            lengths.push(length);
+        }
     }
-    lengths
 }
 
 /// The curve of every head, over lengths: `fixed` pairs that every student of a head stores, and at least `least` free ones.
@@ -114,4 +125,17 @@ fn of_batch<E: Engine>(
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grid;
+
+    #[test]
+    fn the_grid_ascends_from_the_least_to_below_the_zone() {
+        assert_eq!(grid(1, 9), [1, 2, 3, 4, 6, 8]);
+        assert_eq!(grid(16, 100), [16, 23, 32, 45, 64, 91]);
+        assert_eq!(grid(16, 16), [16]);
+        assert_eq!(grid(1, 1), [1]);
+    }
 }

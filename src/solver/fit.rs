@@ -26,7 +26,7 @@ pub(crate) struct Fitted {
 
 impl Fitted {
     /// A head that keeps every pair as it is: there is nothing to fit, and no error.
-    pub(crate) fn whole(problem: &Problem) -> Self {
+    pub(crate) fn whole(problem: &Problem, method: Method) -> Self {
         let none = |rows: &[f32]| {
             let exact = Errors {
                 output: 0.0,
@@ -54,7 +54,7 @@ impl Fitted {
                 free: problem.split.free,
                 result: exact,
                 select: exact,
-                select_fit: None,
+                select_fit: matches!(method, Method::SelectFit | Method::Kvsculpt).then_some(exact),
                 iterations: 0,
                 evaluations: 0,
                 stop: Stop::Whole,

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::{Allocator, Method, Options, Split, Target};
 
-/// The fewest free pairs of a head, where the mean is not below it.
+/// The fewest free pairs of a head, as published; a quarter of the mean where that is fewer.
 const LEAST: usize = 16;
 /// Steps of the paper's pilot where layers share a length, and where heads have their own.
 const PILOT_STEPS: (u32, u32) = (60, 30);
@@ -102,7 +102,7 @@ fn uniform(problems: &[Problem], split: Split, page: usize) -> Result<Vec<usize>
 
 /// The fewest free pairs a head may get.
 fn least(split: Split) -> usize {
-    LEAST.min(split.free).clamp(1, split.zone().max(1))
+    LEAST.min(split.free.div_ceil(4)).clamp(1, split.zone().max(1))
 }
 
 /// The paper's rule: a pilot of the whole method at the uniform length, shares by the square root of its loss.
