@@ -160,7 +160,7 @@ impl Options {
             budget: Scope::Uniform,
             allocator: Allocator::Published,
             page: 1,
-            curve_rows: 1024,
+            curve_rows: 512,
             bias: false,
             bias_ridge: 0.1,
             seed: 0,

@@ -182,9 +182,10 @@ pub(super) fn metadata(capture: &Capture, options: &Options, split: Split, outco
     Ok(metadata)
 }
 
-/// Bytes of these layers' keys and values as they are stored.
+/// Bytes of these layers' keys, values and biases as they are stored.
 #[must_use]
 pub(crate) fn stored_bytes(layers: &[CompressedLayer]) -> u64 {
     let bytes = |layer: &CompressedLayer| layer.lengths.iter().sum::<usize>() * (layer.dim + layer.value_dim) * layer.dtype.bytes();
-    layers.iter().map(|layer| bytes(layer) as u64).sum()
+    let biases = |layer: &CompressedLayer| layer.bias.as_ref().map_or(0, |bias| 4 * bias.len());
+    layers.iter().map(|layer| (bytes(layer) + biases(layer)) as u64).sum()
 }

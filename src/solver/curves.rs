@@ -16,6 +16,10 @@ use crate::reference::merged::Sums;
 /// Lengths between neighbouring points of the grid differ by this factor.
 const RATIO: f64 = std::f64::consts::SQRT_2;
 
+/// Up to this share of the zone, a quotient, values are solved; above it a solve costs the most and gains the least, and what it
+/// gained at the length before is taken over.
+const SOLVED: (usize, usize) = (11, 20);
+
 /// The lengths at which errors are found: from `least` on, each about √2 times the one before, all below `zone`; `least` where
 /// that leaves none.
 fn grid(least: usize, zone: usize) -> Vec<usize> {
@@ -86,6 +90,7 @@ fn of_batch<E: Engine>(
     watch: &mut dyn FnMut(f64) -> Result<()>,
 ) -> Result<Vec<Vec<Sums>>> {
     let Some(first) = problems.first() else { return Ok(Vec::new()) };
+    let most = first.split.zone() * SOLVED.0 / SOLVED.1;
     let fits = matches!(options.method, Method::SelectFit | Method::Kvsculpt);
     let options = Options {
         // A random draw has no rank.
@@ -95,7 +100,8 @@ fn of_batch<E: Engine>(
     };
     let mut batch = Batch::new(engine, problems, first.dims, scale, &options, Order::Rank)?;
     let mut solve = ValueSolve::new(engine, first.dims, problems, &batch.training.heads, &batch.sizes, &options)?;
-    let mut found = vec![Vec::with_capacity(grid.len()); problems.len()];
+    let mut found: Vec<Vec<Sums>> = vec![Vec::with_capacity(grid.len()); problems.len()];
+    let mut gains = vec![1.0; problems.len()];
     for (step, &pairs) in grid.iter().enumerate() {
         watch(step as f64 / grid.len() as f64)?;
         let count = u32::try_from(pairs).unwrap_or(u32::MAX);
@@ -108,20 +114,28 @@ fn of_batch<E: Engine>(
         batch.restore(engine, &heads)?;
         let select = batch.sums(engine)?;
         let mut candidates = vec![select];
-        if fits {
+        let solved = fits && pairs <= most;
+        if solved {
             batch.refit(engine, &mut solve, &heads)?;
             candidates.push(batch.sums(engine)?);
-        }
-        if fits && options.bias {
-            batch.fit_bias(engine, &mut solve, problems, &heads)?;
-            batch.refit(engine, &mut solve, &heads)?;
-            candidates.push(batch.sums(engine)?);
+            if options.bias {
+                batch.fit_bias(engine, &mut solve, problems, &heads)?;
+                batch.refit(engine, &mut solve, &heads)?;
+                candidates.push(batch.sums(engine)?);
+            }
         }
         for (index, found) in found.iter_mut().enumerate() {
             let of_head = candidates.iter().filter_map(|sums| sums[index]);
-            if let Some(best) = of_head.min_by(|a, b| a.merged.total_cmp(&b.merged)) {
-                found.push(best);
+            let (Some(best), Some(select)) = (of_head.min_by(|a, b| a.merged.total_cmp(&b.merged)), candidates[0][index]) else {
+                continue;
+            };
+            if solved && select.merged > 0.0 {
+                gains[index] = best.merged / select.merged;
             }
+            found.push(Sums {
+                merged: select.merged * gains[index],
+                ..best
+            });
         }
     }
     Ok(found)
