@@ -6,6 +6,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kvsculpt::solver::Observer;
 
 use crate::Talk;
+use crate::lengths::Decided;
+
+/// The part of the work in which lengths are decided, where they are not known beforehand.
+const PLANNING: f64 = 0.15;
 
 /// Steps of the bar; finer than a terminal can show.
 const STEPS: u64 = 10_000;
@@ -15,10 +19,13 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     /// When work began, after reading; the time left is judged from then.
     began: Option<Instant>,
+    decided: Decided,
+    /// How far the work was last.
+    last: f64,
 }
 
 impl Progress {
-    pub(crate) fn new(talk: Talk) -> Self {
+    pub(crate) fn new(talk: Talk, decided: Decided) -> Self {
         // Log lines and a bar would overwrite each other.
         let target = if talk.quiet || talk.verbose {
             ProgressDrawTarget::hidden()
@@ -32,7 +39,12 @@ impl Progress {
         }
         bar.set_message("reading");
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar, began: None }
+        Self {
+            bar,
+            began: None,
+            decided,
+            last: 0.0,
+        }
     }
 
     /// Takes the bar away, so that what follows starts on an empty line.
@@ -52,6 +64,12 @@ impl Observer for Progress {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a fraction of a small number")]
         let position = (fraction.clamp(0.0, 1.0) * STEPS as f64) as u64;
         self.bar.set_position(position);
+        if fraction < self.last {
+            // The pilot is over, and the work itself begins.
+            self.decided = Decided::Beforehand;
+            self.began = None;
+        }
+        self.last = fraction;
         let worked = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
         let left = if (0.02..1.0).contains(&fraction) {
             let seconds = worked * (1.0 - fraction) / fraction;
@@ -59,7 +77,14 @@ impl Observer for Progress {
         } else {
             String::new()
         };
-        self.bar.set_message(format!("{finished} of {heads} heads done{left}"));
+        let doing = match self.decided {
+            Decided::Curves if fraction < PLANNING => "measuring error curves".to_owned(),
+            Decided::Pilot => "a pilot decides lengths".to_owned(),
+            _ => format!("{finished} of {heads} heads done"),
+        };
+        // How long the work itself takes is not known before it begins.
+        let left = if self.decided == Decided::Pilot { "" } else { &left };
+        self.bar.set_message(format!("{doing}{left}"));
         true
     }
 }
