@@ -17,8 +17,8 @@ const STEPS: u64 = 10_000;
 /// A bar with heads done, per cent and time left; nothing where standard error is no terminal. It has no colours.
 pub(crate) struct Progress {
     bar: ProgressBar,
-    /// When work began, after reading; the time left is judged from then.
-    began: Option<Instant>,
+    /// When work began, after reading and planning, and how far the bar was then; the time left is judged from there.
+    began: Option<(Instant, f64)>,
     decided: Decided,
     /// How far the work was last.
     last: f64,
@@ -67,24 +67,27 @@ impl Observer for Progress {
         if fraction < self.last {
             // The pilot is over, and the work itself begins.
             self.decided = Decided::Beforehand;
-            self.began = None;
         }
         self.last = fraction;
-        let worked = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
-        let left = if (0.02..1.0).contains(&fraction) {
-            let seconds = worked * (1.0 - fraction) / fraction;
+        let planning = match self.decided {
+            Decided::Beforehand => None,
+            Decided::Curves => (fraction < PLANNING).then_some("measuring error curves"),
+            Decided::Pilot => Some("a pilot decides lengths"),
+        };
+        // How long the work itself takes is not known before it begins.
+        if let Some(planning) = planning {
+            self.bar.set_message(planning);
+            return true;
+        }
+        let (began, from) = *self.began.get_or_insert_with(|| (Instant::now(), fraction));
+        let part = (fraction - from) / (1.0 - from);
+        let left = if (0.02..1.0).contains(&part) {
+            let seconds = began.elapsed().as_secs_f64() * (1.0 - part) / part;
             format!(", about {} left", duration(seconds))
         } else {
             String::new()
         };
-        let doing = match self.decided {
-            Decided::Curves if fraction < PLANNING => "measuring error curves".to_owned(),
-            Decided::Pilot => "a pilot decides lengths".to_owned(),
-            _ => format!("{finished} of {heads} heads done"),
-        };
-        // How long the work itself takes is not known before it begins.
-        let left = if self.decided == Decided::Pilot { "" } else { &left };
-        self.bar.set_message(format!("{doing}{left}"));
+        self.bar.set_message(format!("{finished} of {heads} heads done{left}"));
         true
     }
 }
