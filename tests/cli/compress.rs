@@ -17,8 +17,11 @@ fn compress_writes_a_cache_that_can_be_read_and_tells_of_every_head() {
         assert!(table.contains(word), "{table} lacks {word}");
     }
     let compressed = Compressed::read(&workplace.output()).expect("a compressed cache");
-    let lengths: Vec<_> = compressed.layers.iter().map(|layer| (layer.index, layer.lengths.clone())).collect();
-    assert_eq!(lengths, [(2, vec![38, 38]), (5, vec![38, 38])]);
+    let heads: Vec<_> = compressed.layers.iter().map(|layer| (layer.index, layer.lengths.len())).collect();
+    assert_eq!(heads, [(2, 2), (5, 2)]);
+    // Heads differ in length; together they keep what was asked for.
+    let total: usize = compressed.layers.iter().flat_map(|layer| &layer.lengths).sum();
+    assert_eq!(total, 38 * 4);
     assert_eq!(compressed.metadata["method"], "kvsculpt");
     assert_eq!(workplace.files(), ["capture.safetensors", "short.safetensors"]);
 }

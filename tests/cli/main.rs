@@ -18,5 +18,6 @@ mod compress;
     reason = "shared with the cache's tests, which use all of it; small numbers"
 )]
 mod draft;
+mod lengths;
 mod machines;
 mod workplace;

@@ -7,6 +7,8 @@ use kvsculpt::gpu::Selection;
 use kvsculpt::machine::Preference;
 use kvsculpt::options::{Anchor, Method, Strength, Tail};
 
+use crate::lengths::LengthArguments;
+
 /// Layers above this are a slip of the pen, not a model.
 const MOST_LAYERS: usize = 1 << 16;
 
@@ -109,11 +111,16 @@ enum AnchorKind {
     Seed,
 }
 
+/// A thing that is done or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
 /// What decides the result; what is not given is the preset's.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct OptionArguments {
-    #[arg(long, value_name = "FRACTION", help = with_presets("Fraction of the pairs that is kept, sinks and tail counted", |options| options.keep.to_string()))]
-    keep: Option<f64>,
     /// How a head's short cache is made [default: kvsculpt]
     #[arg(long, value_enum)]
     method: Option<MethodKind>,
@@ -132,9 +139,16 @@ pub(crate) struct OptionArguments {
     sinks: Option<usize>,
     #[arg(long, help = with_presets("Outer steps of key optimisation", |options| options.steps.to_string()))]
     steps: Option<u32>,
+    #[arg(long, value_enum, help = with_presets(
+        "Whether free pairs get a bias on their logit, for users of the cache that can add one",
+        |options| if options.bias { "on".into() } else { "off".into() },
+    ))]
+    bias: Option<Switch>,
     /// Seeds the method `random` [default: 0]
     #[arg(long)]
     seed: Option<u64>,
+    #[command(flatten)]
+    pub(crate) lengths: LengthArguments,
     #[command(flatten)]
     finer: FinerArguments,
 }
@@ -190,6 +204,16 @@ struct FinerArguments {
     refit_every: Option<u32>,
     #[arg(long, value_name = "LENGTH", help = with_presets("First trial length of a line search", |options| options.learning_rate.to_string()))]
     learning_rate: Option<f64>,
+    #[arg(long, value_name = "ROWS", help = with_presets(
+        "Training rows of a head that its error curve is made from",
+        |options| options.curve_rows.to_string(),
+    ))]
+    curve_rows: Option<usize>,
+    #[arg(long, value_name = "RIDGE", help = with_presets(
+        "Ridge of the mass fit that biases start from, times the mean diagonal of its Gram",
+        |options| options.bias_ridge.to_string(),
+    ))]
+    bias_ridge: Option<f64>,
 }
 
 /// Training rows at the newest positions, `None` for the tail's length.
@@ -203,12 +227,13 @@ impl OptionArguments {
             PresetKind::Default => Options::default(),
             PresetKind::Published => Options::published(),
         };
-        replace(&mut options.keep, self.keep);
         replace(&mut options.method, self.method.map(method));
         replace(&mut options.tail, self.tail);
         replace(&mut options.sinks, self.sinks);
         replace(&mut options.steps, self.steps);
+        replace(&mut options.bias, self.bias.map(|bias| bias == Switch::On));
         replace(&mut options.seed, self.seed);
+        self.lengths.put_over(&mut options);
         self.finer.put_over(&mut options);
         options
     }
@@ -233,11 +258,13 @@ impl FinerArguments {
         replace(&mut options.iterations, self.iterations);
         replace(&mut options.refit_every, self.refit_every);
         replace(&mut options.learning_rate, self.learning_rate);
+        replace(&mut options.curve_rows, self.curve_rows);
+        replace(&mut options.bias_ridge, self.bias_ridge);
     }
 }
 
 /// The help of an option with what it is in each preset.
-fn with_presets(help: &str, value: impl Fn(&Options) -> String) -> String {
+pub(crate) fn with_presets(help: &str, value: impl Fn(&Options) -> String) -> String {
     let (default, published) = (value(&Options::default()), value(&Options::published()));
     if default == published {
         format!("{help} [default: {default}]")
@@ -254,7 +281,7 @@ fn written(strength: Strength) -> String {
     }
 }
 
-fn replace<T>(value: &mut T, given: Option<T>) {
+pub(crate) fn replace<T>(value: &mut T, given: Option<T>) {
     if let Some(given) = given {
         *value = given;
     }

@@ -1,15 +1,14 @@
 //! `kvsculpt compress`: a capture in, a compressed cache out.
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use comfy_table::Table;
 use kvsculpt::cache::{Capture, Compressed};
 use kvsculpt::solver::{Request, check};
 use kvsculpt::{Error, Result};
 
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
+use crate::lengths::decided;
 use crate::progress::Progress;
 use crate::report::{Report, Written};
 use crate::{Talk, engine, print, print_json, table};
@@ -47,17 +46,19 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let started = Instant::now();
     let capture = Capture::open(&arguments.capture)?;
-    check_output(&arguments.output, &arguments.capture)?;
-    let request = Request {
+    check_outputs(arguments)?;
+    let mut request = Request {
         options: arguments.options.options(),
         layers: arguments.layers.clone().map(|layers| layers.0),
         dtype: arguments.dtype.map(Into::into),
         memory: arguments.memory,
         ..Request::default()
     };
+    let lengths = &arguments.options.lengths;
+    lengths.complete(&mut request, &capture.layers)?;
     check(&capture, &request)?;
     let mut machine = engine::open(&arguments.engine, talk)?;
-    let mut progress = Progress::new(talk);
+    let mut progress = Progress::new(talk, decided(&request));
     let compression = machine.compress(&capture, &request, &mut progress)?;
     progress.finish();
     let write = Instant::now();
@@ -66,6 +67,9 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         bytes: compression.compressed.write(&arguments.output)?,
         seconds: write.elapsed().as_secs_f64(),
     };
+    if let Some(path) = lengths.destination() {
+        compression.budgets.write(path)?;
+    }
     let seconds = started.elapsed().as_secs_f64();
     let report = Report::new(&arguments.capture, Some(written), &machine, &request.options, &compression, seconds);
     if arguments.json {
@@ -76,26 +80,50 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     } else {
         "The capture has no probe queries, so errors on unseen queries are not known.\n"
     };
+    let width = table::terminal_width();
+    let saved = lengths.destination().map(|path| format!("budgets  {}\n", path.display()));
     print(&format!(
-        "{}\n{probed}{}",
-        table::fitting(&report, terminal_width()),
-        report.summary()
+        "{}\n{}{probed}{}{}",
+        table::fitting(&report, width),
+        report.lengths(width),
+        report.summary(),
+        saved.unwrap_or_default()
     ))
 }
 
-/// Refuses an output that cannot be written, before the work that would be lost.
-fn check_output(output: &Path, capture: &Path) -> Result<()> {
-    let same = matches!((output.canonicalize(), capture.canonicalize()), (Ok(output), Ok(capture)) if output == capture);
-    if same {
-        return Err(Error::File {
-            path: output.to_owned(),
-            reason: "is the capture itself, which would be lost; choose another path for --output".into(),
-        });
+/// Refuses outputs that cannot be written, or would overwrite what is read or each other, before the work that would be lost.
+fn check_outputs(arguments: &Arguments) -> Result<()> {
+    let refuse = |path: &Path, reason: &str| {
+        let (path, reason) = (path.to_owned(), reason.to_owned());
+        Err(Error::File { path, reason })
+    };
+    let Arguments { capture, output, .. } = arguments;
+    if is_same(output, capture) {
+        return refuse(
+            output,
+            "is the capture itself, which would be lost; choose another path for --output",
+        );
     }
-    Compressed::check_writable(output)
+    Compressed::check_writable(output)?;
+    let Some(budgets) = arguments.options.lengths.destination() else {
+        return Ok(());
+    };
+    if is_same(budgets, capture) || is_same(budgets, output) {
+        return refuse(
+            budgets,
+            "is the capture or the output, which would be lost; choose another path for --save-budgets",
+        );
+    }
+    Compressed::check_writable(budgets)
 }
 
-/// Columns of the terminal that standard output is; `None` where it is none.
-fn terminal_width() -> Option<u16> {
-    std::io::stdout().is_terminal().then(|| Table::new().width()).flatten()
+/// Whether two paths are the same file, which need not exist.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let resolved = |path: &Path| {
+        path.canonicalize().ok().or_else(|| {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            Some(folder.unwrap_or(Path::new(".")).canonicalize().ok()?.join(path.file_name()?))
+        })
+    };
+    matches!((resolved(one), resolved(other)), (Some(one), Some(other)) if one == other)
 }

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use kvsculpt::cache::Capture;
-use kvsculpt::options::Split;
-use kvsculpt::solver::Request;
+use kvsculpt::solver::{Request, check};
 use kvsculpt::{Options, Result};
 
-use crate::arguments::EngineArguments;
+use crate::arguments::{EngineArguments, Switch, replace};
+use crate::lengths::{ScopeKind, decided};
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::{Talk, engine, print, print_json, table};
@@ -26,6 +26,12 @@ pub(crate) struct Arguments {
     /// Fraction of the pairs that is kept, sinks and tail counted
     #[arg(long, value_name = "FRACTION", default_value_t = 0.3)]
     keep: f64,
+    /// Which heads share a length [default: head]
+    #[arg(long, value_enum, value_name = "SCOPE")]
+    budget: Option<ScopeKind>,
+    /// Whether free pairs get a bias on their logit [default: off]
+    #[arg(long, value_enum)]
+    bias: Option<Switch>,
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
@@ -37,18 +43,19 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let started = Instant::now();
     let mut options = Options::default();
     options.keep = arguments.keep;
-    let capture = Capture::from_bytes(NAME, CAPTURE)?;
-    options.validate()?;
-    Split::uniform(capture.tokens, &options)?;
-    let mut machine = engine::open(&arguments.engine, talk)?;
-    if !arguments.json {
-        print(INTRODUCTION)?;
-    }
+    replace(&mut options.budget, arguments.budget.map(Into::into));
+    replace(&mut options.bias, arguments.bias.map(|bias| bias == Switch::On));
     let request = Request {
         options,
         ..Request::default()
     };
-    let mut progress = Progress::new(talk);
+    let capture = Capture::from_bytes(NAME, CAPTURE)?;
+    check(&capture, &request)?;
+    let mut machine = engine::open(&arguments.engine, talk)?;
+    if !arguments.json {
+        print(INTRODUCTION)?;
+    }
+    let mut progress = Progress::new(talk, decided(&request));
     let compression = machine.compress(&capture, &request, &mut progress)?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
@@ -57,7 +64,9 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         return print_json(&report);
     }
     let table = table::one_line_a_candidate(&report);
-    print(&format!("{table}\n{EXPLANATION}\n{}\n{NEXT}", report.summary()))
+    let lengths = report.lengths(table::terminal_width());
+    let why = if lengths.is_empty() { "" } else { LENGTHS };
+    print(&format!("{table}\n{lengths}{EXPLANATION}{why}\n{}\n{NEXT}", report.summary()))
 }
 
 const INTRODUCTION: &str = "\
@@ -72,6 +81,10 @@ error of the head's answers, relative to their size; mass is that of the logarit
 is both together, the error that is left once new tokens join in. `training` is on the queries that were fitted, `probe` on
 those of the text's next 256 tokens, which were not. Rounds are L-BFGS iterations. Where queries held out of the fit say
 that a simpler way serves a head better, or well enough, `kvsculpt` returns that.
+";
+
+const LENGTHS: &str = "\
+How many pairs a head keeps goes by how its error falls with every pair more, so that the mean error is least.
 ";
 
 const NEXT: &str = "Next: a cache of your own, see `kvsculpt compress --help`.\n";

@@ -7,6 +7,7 @@ mod compress;
 mod demo;
 mod devices;
 mod engine;
+mod lengths;
 mod progress;
 mod report;
 mod table;

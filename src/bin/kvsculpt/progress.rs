@@ -6,6 +6,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kvsculpt::solver::Observer;
 
 use crate::Talk;
+use crate::lengths::Decided;
+
+/// The part of the work in which lengths are decided, where they are not known beforehand.
+const PLANNING: f64 = 0.15;
 
 /// Steps of the bar; finer than a terminal can show.
 const STEPS: u64 = 10_000;
@@ -13,12 +17,15 @@ const STEPS: u64 = 10_000;
 /// A bar with heads done, per cent and time left; nothing where standard error is no terminal. It has no colours.
 pub(crate) struct Progress {
     bar: ProgressBar,
-    /// When work began, after reading; the time left is judged from then.
-    began: Option<Instant>,
+    /// When work began, after reading and planning, and how far the bar was then; the time left is judged from there.
+    began: Option<(Instant, f64)>,
+    decided: Decided,
+    /// How far the work was last.
+    last: f64,
 }
 
 impl Progress {
-    pub(crate) fn new(talk: Talk) -> Self {
+    pub(crate) fn new(talk: Talk, decided: Decided) -> Self {
         // Log lines and a bar would overwrite each other.
         let target = if talk.quiet || talk.verbose {
             ProgressDrawTarget::hidden()
@@ -32,7 +39,12 @@ impl Progress {
         }
         bar.set_message("reading");
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar, began: None }
+        Self {
+            bar,
+            began: None,
+            decided,
+            last: 0.0,
+        }
     }
 
     /// Takes the bar away, so that what follows starts on an empty line.
@@ -52,9 +64,25 @@ impl Observer for Progress {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a fraction of a small number")]
         let position = (fraction.clamp(0.0, 1.0) * STEPS as f64) as u64;
         self.bar.set_position(position);
-        let worked = self.began.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
-        let left = if (0.02..1.0).contains(&fraction) {
-            let seconds = worked * (1.0 - fraction) / fraction;
+        if fraction < self.last {
+            // The pilot is over, and the work itself begins.
+            self.decided = Decided::Beforehand;
+        }
+        self.last = fraction;
+        let planning = match self.decided {
+            Decided::Beforehand => None,
+            Decided::Curves => (fraction < PLANNING).then_some("measuring error curves"),
+            Decided::Pilot => Some("a pilot decides lengths"),
+        };
+        // How long the work itself takes is not known before it begins.
+        if let Some(planning) = planning {
+            self.bar.set_message(planning);
+            return true;
+        }
+        let (began, from) = *self.began.get_or_insert_with(|| (Instant::now(), fraction));
+        let part = (fraction - from) / (1.0 - from);
+        let left = if (0.02..1.0).contains(&part) {
+            let seconds = began.elapsed().as_secs_f64() * (1.0 - part) / part;
             format!(", about {} left", duration(seconds))
         } else {
             String::new()

@@ -1,13 +1,15 @@
 //! What a compression came to: the object of `--json`, and the lines under the table.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use kvsculpt::Options;
+use kvsculpt::budget::{Budgets, Curve, heat_map, length_table};
 use kvsculpt::machine::Machine;
 use kvsculpt::options::{Method, Split};
 use kvsculpt::solver::{Compression, Errors, Judged, Outcome, Timings};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::progress::duration;
 
@@ -29,7 +31,14 @@ pub(crate) struct Report<'a> {
     output: Option<&'a Path>,
     engine: EngineReport,
     options: &'a Options,
+    /// Sinks and tail of every head, and the mean of the free pairs, rounded down.
     split: Split,
+    /// By layer, the lengths of its heads.
+    #[serde(serialize_with = "by_layer")]
+    budgets: &'a Budgets,
+    /// What lengths were decided by, where error curves did it.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    curves: &'a [Curve],
     pub(crate) heads: &'a [Outcome],
     pub(crate) means: Means,
     bytes: Bytes,
@@ -91,6 +100,8 @@ impl<'a> Report<'a> {
             },
             options,
             split: compression.split,
+            budgets: &compression.budgets,
+            curves: &compression.curves,
             heads,
             means: Means {
                 result: mean(heads.iter().map(|head| head.result)),
@@ -114,30 +125,36 @@ impl<'a> Report<'a> {
         self.options.method
     }
 
+    /// Whether heads differ in length.
+    fn is_ragged(&self) -> bool {
+        self.heads.windows(2).any(|heads| heads[0].kept != heads[1].kept)
+    }
+
+    /// Lengths by layer, and where there are several layers a picture of the shares kept, each if it fits into `width` columns;
+    /// nothing where all heads have the same length.
+    pub(crate) fn lengths(&self, width: Option<u16>) -> String {
+        if !self.is_ragged() {
+            return String::new();
+        }
+        let mut parts = vec![length_table(self.budgets)];
+        if self.budgets.layers().count() > 1 {
+            parts.push(heat_map("Share of the pairs that each head keeps", &self.budgets.shares()));
+        }
+        let fits = |part: &String| {
+            let widest = part.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            width.is_none_or(|width| widest <= usize::from(width))
+        };
+        parts.into_iter().filter(fits).map(|part| part + "\n").collect()
+    }
+
     /// The lines under the table: what was kept, bytes, time, machine, file.
     pub(crate) fn summary(&self) -> String {
-        let Split { tokens, sinks, free, tail } = self.split;
-        let Timings {
-            read,
-            budgets,
-            teacher,
-            values,
-            keys,
-            judge,
-        } = self.seconds.stages;
         let mut text = String::new();
         let mut line = |what: &str, value: String| {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "{what:8} {value}");
         };
-        line(
-            "pairs",
-            format!(
-                "{tokens} → {} a head: {sinks} sinks, {free} {}, {tail} newest",
-                self.split.kept(),
-                self.free_pairs()
-            ),
-        );
+        line("pairs", self.pairs());
         line(
             "bytes",
             format!(
@@ -147,26 +164,59 @@ impl<'a> Report<'a> {
                 self.bytes.before as f64 / self.bytes.after.max(1) as f64
             ),
         );
-        let write = self.seconds.write.map(|seconds| format!(", writing {}", duration(seconds)));
-        line(
-            "time",
-            format!(
-                "{}: reading {}, budgets {}, teacher and seed {}, values {}, keys {}, judging {}{}",
-                duration(self.seconds.total),
-                duration(read),
-                duration(budgets),
-                duration(teacher),
-                duration(values),
-                duration(keys),
-                duration(judge),
-                write.unwrap_or_default()
-            ),
-        );
+        line("time", self.time());
         line("machine", self.engine.name.clone());
         if let (Some(path), Some(bytes)) = (self.output, self.bytes.file) {
             line("file", format!("{} ({})", path.display(), size(bytes)));
         }
         text
+    }
+
+    /// What was kept of a head, and as what.
+    fn pairs(&self) -> String {
+        let Split { tokens, sinks, free, tail } = self.split;
+        if !self.is_ragged() {
+            let kept = self.split.kept();
+            return format!(
+                "{tokens} → {kept} a head: {sinks} sinks, {free} {}, {tail} newest",
+                self.free_pairs()
+            );
+        }
+        let lengths = || self.heads.iter().map(|head| head.kept);
+        let mean = lengths().sum::<usize>() as f64 / self.heads.len() as f64;
+        // A whole number without decimals, any other with one.
+        let mean = format!("{mean:.1}");
+        let (least, most) = (lengths().min().unwrap_or(0), lengths().max().unwrap_or(0));
+        format!(
+            "{tokens} → {} a head on the mean (from {least} to {most}): {sinks} sinks, {tail} newest, the others {}",
+            mean.trim_end_matches(".0"),
+            self.free_pairs()
+        )
+    }
+
+    /// Seconds by stage; budgets only where some went there.
+    fn time(&self) -> String {
+        let Timings {
+            read,
+            budgets,
+            teacher,
+            values,
+            keys,
+            judge,
+        } = self.seconds.stages;
+        let stages = [
+            ("reading", Some(read)),
+            ("budgets", Some(budgets).filter(|&seconds| seconds >= 0.05)),
+            ("teacher and seed", Some(teacher)),
+            ("values", Some(values)),
+            ("keys", Some(keys)),
+            ("judging", Some(judge)),
+            ("writing", self.seconds.write),
+        ];
+        let told = stages
+            .into_iter()
+            .filter_map(|(what, seconds)| Some(format!("{what} {}", duration(seconds?))));
+        format!("{}: {}", duration(self.seconds.total), told.collect::<Vec<_>>().join(", "))
     }
 
     fn free_pairs(&self) -> &'static str {
@@ -177,6 +227,12 @@ impl<'a> Report<'a> {
             _ => "selected",
         }
     }
+}
+
+/// Layers by their index, each with the lengths of its heads.
+fn by_layer<S: Serializer>(budgets: &&Budgets, serializer: S) -> Result<S::Ok, S::Error> {
+    let layers: BTreeMap<usize, &[usize]> = budgets.layers().collect();
+    layers.serialize(serializer)
 }
 
 fn mean(judged: impl Iterator<Item = Judged>) -> Judged {

@@ -1,5 +1,7 @@
 //! The table a head, in two layouts: one line a candidate, or one line a head where the terminal is wide enough.
 
+use std::io::IsTerminal as _;
+
 use comfy_table::{CellAlignment, ContentArrangement, ContentLineStyle, LineStyle, Table, TableStyle};
 use kvsculpt::options::Method;
 use kvsculpt::solver::{Judged, Outcome, Stop};
@@ -14,6 +16,11 @@ const STYLE: TableStyle = TableStyle::new()
     .header_lines(ContentLineStyle::none())
     .header_separator(LineStyle::none().fill('─').junction('─'))
     .content_lines(ContentLineStyle::none());
+
+/// Columns of the terminal that standard output is; `None` where it is none.
+pub(crate) fn terminal_width() -> Option<u16> {
+    std::io::stdout().is_terminal().then(|| Table::new().width()).flatten()
+}
 
 /// A line a head if it fits into `width` columns, else a line a candidate.
 pub(crate) fn fitting(report: &Report<'_>, width: Option<u16>) -> String {
@@ -139,6 +146,7 @@ fn number(value: Option<f64>) -> String {
 
 fn stop(stop: Stop) -> &'static str {
     match stop {
+        Stop::Whole => "kept whole",
         Stop::NotOptimised => NOTHING,
         Stop::OutOfSteps => "all steps",
         Stop::Converged => "converged",

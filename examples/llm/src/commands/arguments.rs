@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use kvsculpt::gpu::Selection;
 use kvsculpt::machine::{Machine, Preference, choose};
 
 use super::session::read_text;
-use super::variant::{MethodKind, PresetKind, Variant};
+use super::variant::{MethodKind, POWER, PresetKind, ScopeKind, Switch, Variant, Weighing};
 
 /// Which model, and where it computes.
 #[derive(Clone, Debug, Args)]
@@ -137,6 +137,18 @@ pub struct VariantArguments {
     /// Where the options come from
     #[arg(long, value_enum, value_name = "PRESET,…", value_delimiter = ',', default_values_t = [PresetKind::Default])]
     preset: Vec<PresetKind>,
+    /// Which heads share a length [default: the preset's]
+    #[arg(long, value_enum, value_name = "SCOPE,…", value_delimiter = ',')]
+    budget: Vec<ScopeKind>,
+    /// Whether free pairs get a bias on their logit [default: the preset's]
+    #[arg(long, value_enum, value_name = "on,off", value_delimiter = ',')]
+    bias: Vec<Switch>,
+    /// Let each head's error weigh as much as this file says of it, which `sensitivity` wrote, wherever lengths are decided by errors
+    #[arg(long, value_name = "FILE")]
+    sensitivities: Option<PathBuf>,
+    /// Sensitivities count to this power: 1 as they are, 0 not at all
+    #[arg(long, value_name = "POWER", default_value_t = POWER, requires = "sensitivities")]
+    sensitivity_power: f64,
     /// Options put over every preset, by their names in the library: '{"steps": 20}'
     #[arg(long, value_name = "JSON")]
     set: Option<String>,
@@ -146,21 +158,50 @@ impl VariantArguments {
     /// Every combination, each once.
     ///
     /// # Errors
-    /// As [`Variant::new`].
+    /// As [`Variant::new`] and [`Weighing::read`], and sensitivities that are of use to none.
     pub fn variants(&self) -> Result<Vec<Variant>> {
+        let weighing = self.sensitivities.as_deref();
+        let weighing = weighing.map(|path| Weighing::read(path, self.sensitivity_power)).transpose()?;
         let mut variants: Vec<Variant> = Vec::new();
         for &keep in &self.keep {
             for &method in &self.method {
                 for &preset in &self.preset {
                     let variant = Variant::new(method, preset, keep, self.set.as_deref())?;
-                    let known = |other: &Variant| other.method == method && (method == MethodKind::Full || *other == variant);
-                    if !variants.iter().any(known) {
-                        variants.push(variant);
+                    for variant in self.chosen(&variant) {
+                        let variant = match &weighing {
+                            Some(weighing) => variant.weighed(weighing),
+                            None => variant,
+                        };
+                        let known = |other: &Variant| other.method == method && (method == MethodKind::Full || *other == variant);
+                        if !variants.iter().any(known) {
+                            variants.push(variant);
+                        }
                     }
                 }
             }
         }
+        ensure!(
+            weighing.is_none() || variants.iter().any(|variant| variant.weighing.is_some()),
+            "--sensitivities weighs error curves, and by none are these lengths decided; use --budget head or layer with the default preset"
+        );
         Ok(variants)
+    }
+
+    /// The way with every combination of budget and bias.
+    fn chosen(&self, variant: &Variant) -> Vec<Variant> {
+        let budgets = or_the_preset(&self.budget);
+        let biases = or_the_preset(&self.bias);
+        let with = |&budget| biases.iter().map(move |&bias| variant.clone().with(budget, bias));
+        budgets.iter().flat_map(with).collect()
+    }
+}
+
+/// Each value; where there is none the preset's.
+fn or_the_preset<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+    if values.is_empty() {
+        vec![None]
+    } else {
+        values.iter().copied().map(Some).collect()
     }
 }
 
@@ -183,4 +224,60 @@ pub fn some_tokens(text: &str) -> Result<usize, String> {
     const MOST: usize = 1 << 24;
     let number = text.parse().ok().filter(|&number: &usize| number <= MOST);
     number.ok_or_else(|| format!("write a whole number up to {MOST}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::words::label;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        variants: VariantArguments,
+    }
+
+    fn labels(arguments: &[&str]) -> Result<Vec<String>> {
+        let line = Line::try_parse_from([&["x"], arguments].concat())?;
+        Ok(line.variants.variants()?.iter().map(label).collect())
+    }
+
+    #[test]
+    fn every_combination_of_budget_and_bias_is_measured_once() {
+        let all = labels(&["--method", "full,kvsculpt", "--budget", "head,uniform", "--bias", "on,off"]).unwrap();
+        let expected = [
+            "full (default) at keep 1",
+            "kvsculpt (default, bias: on) at keep 0.3",
+            "kvsculpt (default) at keep 0.3",
+            "kvsculpt (default, budget: uniform, bias: on) at keep 0.3",
+            "kvsculpt (default, budget: uniform) at keep 0.3",
+        ];
+        assert_eq!(all, expected);
+        assert_eq!(
+            labels(&["--method", "select", "--preset", "default,published"]).unwrap(),
+            ["select (default) at keep 0.3", "select (published) at keep 0.3"]
+        );
+        assert!(labels(&["--budget", "half"]).is_err() && labels(&["--bias", "maybe"]).is_err());
+    }
+
+    #[test]
+    fn sensitivities_go_to_those_they_are_of_use_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("small.json");
+        let file = r#"{"format": "kv-sensitivity", "version": 1, "layers": [{"layer": 0, "sensitivity": 2.0}]}"#;
+        std::fs::write(&path, file).unwrap();
+        let given = |more: &[&str]| labels(&[&["--method", "select", "--sensitivities", path.to_str().unwrap()], more].concat());
+        assert_eq!(
+            given(&["--budget", "uniform,layer"]).unwrap(),
+            [
+                "select (default, budget: uniform) at keep 0.3",
+                "select (default, budget: layer, sensitivities: small) at keep 0.3"
+            ]
+        );
+        let refused = format!("{:#}", given(&["--preset", "published"]).unwrap_err());
+        assert!(refused.contains("--sensitivities"), "{refused}");
+        assert!(given(&["--sensitivity-power", "-1"]).is_err());
+        assert!(labels(&["--sensitivity-power", "1"]).is_err());
+    }
 }

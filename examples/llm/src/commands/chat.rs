@@ -12,7 +12,7 @@ use kvsculpt::cache::Compressed;
 use super::arguments::{EngineArguments, ModelArguments, tokens};
 use super::progress::{Progress, print};
 use super::session::{Session, read_text};
-use super::variant::{MethodKind, PresetKind, Variant};
+use super::variant::{MethodKind, PresetKind, ScopeKind, Switch, Variant};
 use crate::model::Cache;
 use crate::text::Conversation;
 
@@ -51,6 +51,12 @@ pub struct Arguments {
     /// Where the options come from
     #[arg(long, value_enum, default_value_t = PresetKind::Default)]
     preset: PresetKind,
+    /// Which heads share a length [default: the preset's]
+    #[arg(long, value_enum, value_name = "SCOPE")]
+    budget: Option<ScopeKind>,
+    /// Whether free pairs get a bias on their logit [default: the preset's]
+    #[arg(long, value_enum)]
+    bias: Option<Switch>,
     /// Options put over the preset, by their names in the library: '{"steps": 20}'
     #[arg(long, value_name = "JSON")]
     set: Option<String>,
@@ -107,6 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Who answers about a document: it is read, and its cache compressed.
 fn read(document: &Path, arguments: &Arguments) -> Result<(Session, Conversation, Vec<Voice>)> {
     let variant = Variant::new(arguments.method, arguments.preset, arguments.keep, arguments.set.as_deref())?;
+    let variant = variant.with(arguments.budget, arguments.bias);
     let text = read_text(document)?;
     ensure!(
         !text.trim().is_empty(),

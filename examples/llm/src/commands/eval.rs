@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::arguments::{EngineArguments, ModelArguments, TextArguments, VariantArguments, tokens};
 use super::passage::Passage;
 use super::progress::Progress;
+use super::recorded::Recorded;
 use super::results::Results;
 use super::session::Session;
 use super::variant::{MethodKind, PresetKind, Variant};
-use super::words::{self, columns, label, number, perhaps};
+use super::words::{self, changed, columns, label, number, perhaps};
 use crate::measure::Divergence;
 use crate::model::Products;
 use crate::reading::follow;
@@ -74,7 +75,10 @@ pub struct Row {
     /// Fraction of pairs kept.
     pub keep: f64,
     /// All options.
-    pub options: kvsculpt::Options,
+    pub options: Recorded,
+    /// The file of sensitivities that errors were weighed by, if any was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivities: Option<String>,
     /// Digest of the capture.
     pub source: String,
     /// What compressed.
@@ -91,12 +95,7 @@ pub struct Row {
 
 impl Passage {
     fn measure(&self, session: &Session, machine: &mut Machine, variant: &Variant, progress: &mut Progress) -> Result<Row> {
-        progress.begin(format!(
-            "{} from character {}: {}",
-            self.text,
-            self.offset,
-            label(variant.method, variant.preset, variant.keep)
-        ));
+        progress.begin(format!("{} from character {}: {}", self.text, self.offset, label(variant)));
         let started = Instant::now();
         let short = variant.shorten(&self.capture, machine, progress)?;
         let seconds = started.elapsed().as_secs_f64();
@@ -113,7 +112,8 @@ impl Passage {
             method: variant.method,
             preset: variant.preset,
             keep: variant.keep,
-            options: variant.options.clone(),
+            options: Recorded::of(&variant.options)?,
+            sensitivities: variant.sensitivities(),
             source: self.capture.digest()?,
             engine: machine.name(),
             bytes: [self.reading.cache.bytes(), cache.bytes()],
@@ -149,7 +149,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                     && row.engine == engine
                     && row.method == variant.method
                     && row.next == arguments.next
-                    && row.options == variant.options
+                    && variant.made(&row.options, row.sensitivities.as_deref())
                     && row.model == session.name
             };
             let row = results.once(same, || passage.measure(&session, &mut machine, variant, &mut progress))?;
@@ -241,5 +241,9 @@ fn means(rows: &[Row]) -> String {
 }
 
 fn way(row: &Row) -> String {
-    words::way(row.method, row.preset, "full, through the compressed path")
+    let way = words::way(row.method, row.preset, "full, through the compressed path");
+    if row.method == MethodKind::Full {
+        return way;
+    }
+    way + &changed(row.preset, Some(&row.options), row.sensitivities.as_deref())
 }

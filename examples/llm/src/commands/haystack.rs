@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use fastrand::Rng;
 use kvsculpt::cache::Capture;
-use kvsculpt::options::Split;
 use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
+use super::recorded::Recorded;
 use super::session::{Session, name};
 use super::variant::{MethodKind, PresetKind, Variant};
 use super::words::label;
@@ -64,13 +64,9 @@ impl Task {
     /// Refuses a way to shorten that leaves no free pair of so few tokens: before anything is read, and not after.
     ///
     /// # Errors
-    /// As [`Split::uniform`], with the way.
+    /// As [`Variant::check`], with the way.
     pub fn check(&self, variant: &Variant) -> Result<()> {
-        if variant.method != MethodKind::Full {
-            let what = || label(variant.method, variant.preset, variant.keep);
-            Split::uniform(self.tokens, &variant.options).with_context(what)?;
-        }
-        Ok(())
+        variant.check(self.tokens).with_context(|| label(variant))
     }
 
     /// Needles at each depth.
@@ -103,7 +99,10 @@ pub struct Row {
     /// Fraction of pairs kept.
     pub keep: f64,
     /// All options; none where nothing is dropped.
-    pub options: Option<kvsculpt::Options>,
+    pub options: Option<Recorded>,
+    /// The file of sensitivities that errors were weighed by, if any was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivities: Option<String>,
     /// Digest of the capture.
     pub source: String,
     /// What compressed.
@@ -230,7 +229,7 @@ impl Haystack {
     /// As the compression, or what candle reports.
     pub fn measure(&self, session: &Session, machine: &mut Machine, variant: &Variant, progress: &mut Progress) -> Result<Row> {
         let full = variant.method == MethodKind::Full;
-        let what = label(variant.method, variant.preset, variant.keep);
+        let what = label(variant);
         progress.begin(format!("{} from character {}: {what}", self.text, self.offset));
         let started = Instant::now();
         let cache = if full {
@@ -257,7 +256,8 @@ impl Haystack {
             method: variant.method,
             preset: variant.preset,
             keep: variant.keep,
-            options: (!full).then(|| variant.options.clone()),
+            options: (!full).then(|| Recorded::of(&variant.options)).transpose()?,
+            sensitivities: variant.sensitivities(),
             source: self.source.clone(),
             engine: machine.name(),
             bytes: cache.bytes(),
@@ -304,7 +304,10 @@ impl Decisive<'_> {
         // The full cache has no options, and no engine made it.
         let same_cache = match variant.method {
             MethodKind::Full => row.method == MethodKind::Full,
-            method => row.method == method && row.options.as_ref() == Some(&variant.options) && row.engine == self.engine,
+            method => {
+                let made = |options| variant.made(options, row.sensitivities.as_deref());
+                row.method == method && row.options.as_ref().is_some_and(made) && row.engine == self.engine
+            }
         };
         let same_text = row.model == self.model && row.source == self.source && row.tokens == self.tokens;
         let asked = row.depths.iter().map(|depth| (depth.depth, depth.copied_from));

@@ -7,6 +7,7 @@ pub mod eval;
 pub mod haystack;
 pub mod passage;
 pub mod progress;
+pub mod recorded;
 pub mod results;
 pub mod retrieval;
 pub mod sensitivity;

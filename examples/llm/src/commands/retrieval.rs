@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::results::Results;
 use super::session::Session;
 use super::variant::{MethodKind, PresetKind, Variant};
-use super::words::{columns, way};
+use super::words::{changed, columns, way};
 use crate::model::Products;
 
 /// Measure whether a model with a short cache still finds what it has read: this is where short caches break.
@@ -108,7 +108,7 @@ impl Way<'_> {
 fn ways(rows: &[Row]) -> Vec<Way<'_>> {
     let mut ways: Vec<Way<'_>> = Vec::new();
     for row in rows {
-        let name = way(row.method, row.preset, "full");
+        let name = way(row.method, row.preset, "full") + &changed(row.preset, row.options.as_ref(), row.sensitivities.as_deref());
         match ways
             .iter_mut()
             .find(|way| way.model == row.model && way.name == name && way.keep == row.keep)
@@ -184,6 +184,7 @@ mod tests {
             preset: PresetKind::Default,
             keep: if method == MethodKind::Full { 1.0 } else { 0.3 },
             options: None,
+            sensitivities: None,
             source: String::new(),
             engine: "CPU".into(),
             bytes: 1,

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::arguments::{EngineArguments, ModelArguments, TextArguments, tokens};
 use super::passage::Passage;
 use super::progress::{Progress, print};
+use super::recorded::Recorded;
 use super::results::Results;
 use super::session::Session;
-use super::variant::{MethodKind, PresetKind, Variant};
+use super::variant::{MethodKind, PresetKind, ScopeKind, Variant};
 use super::words::{columns, number, perhaps};
 use crate::measure::sensitivities::{self, Sensitivities};
 use crate::measure::sensitivity::{LayerEffect, Replay};
@@ -69,7 +70,7 @@ pub struct Row {
     /// Tokens that follow.
     pub next: usize,
     /// How the layer was shortened.
-    pub options: kvsculpt::Options,
+    pub options: Recorded,
     /// What compressed.
     pub engine: String,
     /// What that did.
@@ -84,6 +85,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.texts.check()?;
     Compressed::check_writable(&arguments.output)?;
     let variant = Variant::new(MethodKind::Select, PresetKind::Default, arguments.keep, None)?;
+    // Every piece is disturbed alike, whichever layers are still to be measured.
+    let variant = variant.with(Some(ScopeKind::Uniform), None);
     variant.check(arguments.tokens)?;
     let partial = partial(&arguments.output);
     let mut measurement = Measurement {
@@ -213,7 +216,7 @@ impl Measurement<'_> {
                 model: session.name.clone(),
                 source: passage.capture.digest()?,
                 next: self.arguments.next,
-                options: self.options.clone(),
+                options: Recorded::of(&self.options)?,
                 engine: self.machine.name(),
                 effect,
             })?;
@@ -239,7 +242,7 @@ impl Decisive<'_> {
             && row.model == self.model
             && row.source == self.source
             && row.next == self.next
-            && row.options == *self.options
+            && row.options.are(self.options)
             && row.engine == self.engine
             && row.effect.heads.is_empty() == self.layers_only
     }
@@ -298,7 +301,7 @@ mod tests {
             model: "small".into(),
             source: "0123".into(),
             next: 16,
-            options: options.clone(),
+            options: Recorded::of(&options).unwrap(),
             engine: "CPU".into(),
             effect: LayerEffect {
                 layer: 1,
@@ -312,7 +315,7 @@ mod tests {
             ("model", |row| row.model.push('0')),
             ("source", |row| row.source.push('0')),
             ("next", |row| row.next += 1),
-            ("options", |row| row.options.keep = 0.2),
+            ("options", |row| row.options = Recorded::of(&kvsculpt::Options::default()).unwrap()),
             ("engine", |row| row.engine.push('0')),
             ("layers only", |row| row.effect.heads.clear()),
         ];

@@ -1,13 +1,22 @@
 //! A way to shorten a cache, and doing it.
 
-use anyhow::{Context as _, Result, bail};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 use kvsculpt::Options;
+use kvsculpt::budget::{Scope, Weights};
 use kvsculpt::cache::{Capture, Compressed, CompressedLayer};
 use kvsculpt::machine::Machine;
-use kvsculpt::options::{Method, Split};
+use kvsculpt::options::{Allocator, Method, Split};
 use kvsculpt::solver::{Observer, Request};
 use serde::{Deserialize, Serialize};
+
+use super::recorded::Recorded;
+use super::session::name;
+
+/// To what power sensitivities count where nothing else is said.
+pub const POWER: f64 = 0.5;
 
 /// A way to shorten a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -35,6 +44,64 @@ pub enum PresetKind {
     Published,
 }
 
+impl PresetKind {
+    /// Its options.
+    #[must_use]
+    pub fn options(self) -> Options {
+        match self {
+            Self::Default => Options::default(),
+            Self::Published => Options::published(),
+        }
+    }
+}
+
+/// Which heads share a length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScopeKind {
+    /// All heads of all layers
+    Uniform,
+    /// The heads of a layer
+    Layer,
+    /// None: every head has its own
+    Head,
+}
+
+/// A thing that is done or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is done
+    On,
+    /// It is not
+    Off,
+}
+
+/// What each head's error weighs, by a file of sensitivities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weighing {
+    /// The file's name, and the power where it is not the usual one.
+    pub name: String,
+    weights: Weights,
+}
+
+impl Weighing {
+    /// The file's sensitivities to this power.
+    ///
+    /// # Errors
+    /// As [`Weights::read`] and [`Weights::powered`].
+    pub fn read(path: &Path, power: f64) -> Result<Self> {
+        let weights = Weights::read(path)?.powered(power).with_context(|| path.display().to_string())?;
+        let name = name(path);
+        Ok(Self {
+            name: if power == POWER {
+                name
+            } else {
+                format!("{name} to the power {power}")
+            },
+            weights,
+        })
+    }
+}
+
 /// One way to compress, with all that decides its result.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Variant {
@@ -47,6 +114,9 @@ pub struct Variant {
     /// All options.
     #[serde(skip)]
     pub options: Options,
+    /// What weighs errors; none: all weigh the same, or nothing is decided by them.
+    #[serde(skip)]
+    pub weighing: Option<Weighing>,
 }
 
 impl Variant {
@@ -55,10 +125,7 @@ impl Variant {
     /// # Errors
     /// A change that names no option or does not fit it, or options without meaning.
     pub fn new(method: MethodKind, preset: PresetKind, keep: f64, changes: Option<&str>) -> Result<Self> {
-        let mut options = match preset {
-            PresetKind::Default => Options::default(),
-            PresetKind::Published => Options::published(),
-        };
+        let mut options = preset.options();
         options.method = match method {
             MethodKind::Random => Method::Random,
             MethodKind::Select => Method::Select,
@@ -71,6 +138,7 @@ impl Variant {
                 preset,
                 keep: 1.0,
                 options,
+                weighing: None,
             });
         }
         options.keep = keep;
@@ -84,7 +152,49 @@ impl Variant {
             preset,
             keep: options.keep,
             options,
+            weighing: None,
         })
+    }
+
+    /// This way with other heads sharing a length, and with biases or without; as it is where nothing is said, or nothing dropped.
+    #[must_use]
+    pub fn with(mut self, budget: Option<ScopeKind>, bias: Option<Switch>) -> Self {
+        if self.method == MethodKind::Full {
+            return self;
+        }
+        if let Some(budget) = budget {
+            self.options.budget = match budget {
+                ScopeKind::Uniform => Scope::Uniform,
+                ScopeKind::Layer => Scope::Layer,
+                ScopeKind::Head => Scope::Head,
+            };
+        }
+        if let Some(bias) = bias {
+            self.options.bias = bias == Switch::On;
+        }
+        self
+    }
+
+    /// This way with weights where lengths are decided by weighted errors, and else as it is.
+    #[must_use]
+    pub fn weighed(mut self, weighing: &Weighing) -> Self {
+        let by_errors = self.options.budget != Scope::Uniform && self.options.allocator == Allocator::Curves;
+        if self.method != MethodKind::Full && by_errors {
+            self.weighing = Some(weighing.clone());
+        }
+        self
+    }
+
+    /// What a row says of the weights.
+    #[must_use]
+    pub fn sensitivities(&self) -> Option<String> {
+        Some(self.weighing.as_ref()?.name.clone())
+    }
+
+    /// Whether a row that says this of itself was made this way, its method aside.
+    #[must_use]
+    pub fn made(&self, options: &Recorded, sensitivities: Option<&str>) -> bool {
+        options.are(&self.options) && self.sensitivities().as_deref() == sensitivities
     }
 }
 
@@ -101,11 +211,21 @@ impl Variant {
     /// Fails now as [`shorten`](Self::shorten) would for a cache of `tokens` tokens, so that nothing is read in vain.
     ///
     /// # Errors
-    /// A cache of that length leaves nothing to compress.
+    /// A cache of that length leaves nothing to compress, or no whole page.
     pub fn check(&self, tokens: usize) -> Result<()> {
-        if self.method != MethodKind::Full {
-            Split::uniform(tokens, &self.options).context("sinks and tail are changed by --set, as in '{\"tail\": {\"pairs\": 64}}'")?;
+        if self.method == MethodKind::Full {
+            return Ok(());
         }
+        let split =
+            Split::uniform(tokens, &self.options).context("sinks and tail are changed by --set, as in '{\"tail\": {\"pairs\": 64}}'")?;
+        let Options { page, .. } = self.options;
+        ensure!(
+            split.kept() / page * page > split.sinks + split.tail,
+            "{} pairs a head hold no page of {page} beside {} sinks and a tail of {}; keep more, or use a smaller page",
+            split.kept(),
+            split.sinks,
+            split.tail
+        );
         Ok(())
     }
 
@@ -122,6 +242,7 @@ impl Variant {
         }
         let request = Request {
             options: self.options.clone(),
+            weights: self.weighing.as_ref().map(|weighing| weighing.weights.clone()),
             ..Request::default()
         };
         let compression = machine.compress(capture, &request, observer)?;
@@ -173,7 +294,7 @@ fn changed(options: &Options, changes: &str) -> Result<Options> {
         bail!("is no JSON object; write for example {{\"steps\": 20}}");
     };
     for (name, value) in changes {
-        if name == "method" || name == "keep" {
+        if ["method", "keep", "budget", "bias"].contains(&name.as_str()) {
             bail!("`{name}` has an argument of its own, --{name}");
         }
         let Some(place) = all.get_mut(&name) else {
@@ -204,8 +325,61 @@ mod tests {
             r#"{"refit_every": 0}"#,
             r#"{"keep": 0.2}"#,
             r#"{"method": "random"}"#,
+            r#"{"budget": "head"}"#,
+            r#"{"bias": true}"#,
+            r#"{"page": 0}"#,
         ] {
             assert!(of(wrong).is_err(), "{wrong}");
         }
+    }
+
+    fn usual(method: MethodKind, preset: PresetKind) -> Variant {
+        Variant::new(method, preset, 0.3, None).unwrap()
+    }
+
+    #[test]
+    fn budgets_and_biases_go_over_the_preset_where_something_is_dropped() {
+        let variant = usual(MethodKind::Kvsculpt, PresetKind::Published).with(Some(ScopeKind::Layer), Some(Switch::On));
+        assert_eq!((variant.options.budget, variant.options.bias), (Scope::Layer, true));
+        let same = usual(MethodKind::Select, PresetKind::Default);
+        assert_eq!(same.clone().with(None, None), same);
+        let full = usual(MethodKind::Full, PresetKind::Default);
+        assert_eq!(full.clone().with(Some(ScopeKind::Uniform), Some(Switch::On)), full);
+    }
+
+    #[test]
+    fn weights_go_where_weighted_errors_decide_and_a_row_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("small.json");
+        let file = r#"{"format": "kv-sensitivity", "version": 1, "layers": [{"layer": 0, "sensitivity": 2.0}]}"#;
+        std::fs::write(&path, file).unwrap();
+        let read = |power| Weighing::read(&path, power).unwrap();
+        let by_errors = usual(MethodKind::Kvsculpt, PresetKind::Default);
+        let weighed = by_errors.clone().weighed(&read(POWER));
+        assert_eq!(weighed.sensitivities().as_deref(), Some("small"));
+        let again = by_errors.clone().weighed(&read(1.0));
+        assert_eq!(again.sensitivities().as_deref(), Some("small to the power 1"));
+        for other in [
+            by_errors.clone().with(Some(ScopeKind::Uniform), None),
+            usual(MethodKind::Kvsculpt, PresetKind::Published).with(Some(ScopeKind::Head), None),
+            usual(MethodKind::Full, PresetKind::Default),
+        ] {
+            assert_eq!(other.clone().weighed(&read(POWER)), other);
+        }
+        let options = Recorded::of(&by_errors.options).unwrap();
+        assert!(weighed.made(&options, Some("small")) && by_errors.made(&options, None));
+        assert!(!weighed.made(&options, None) && !weighed.made(&options, Some("large")) && !by_errors.made(&options, Some("small")));
+        assert!(!by_errors.clone().with(None, Some(Switch::On)).made(&options, None));
+        let refused = format!("{:#}", Weighing::read(&path, -1.0).unwrap_err());
+        assert!(refused.contains("small.json") && refused.contains("zero or more"), "{refused}");
+        assert!(Weighing::read(folder.path(), 1.0).is_err());
+    }
+
+    #[test]
+    fn a_page_that_nothing_fills_is_refused_before_anything_is_read() {
+        let of = |page: usize| Variant::new(MethodKind::Select, PresetKind::Default, 0.3, Some(&format!("{{\"page\": {page}}}"))).unwrap();
+        of(16).check(100).unwrap();
+        let refused = format!("{:#}", of(64).check(100).unwrap_err());
+        assert!(refused.contains("page of 64"), "{refused}");
     }
 }

@@ -1,13 +1,47 @@
 //! How methods and figures are written on the progress line and in tables.
 
-use super::variant::{MethodKind, PresetKind};
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use serde_json::Value;
 
-/// A way to shorten a cache as the arguments spell it.
+use super::recorded::Recorded;
+use super::variant::{MethodKind, PresetKind, Variant};
+
+/// A way to shorten a cache as the arguments spell it, with its budget, bias and sensitivities where they differ from the preset's.
 #[must_use]
-pub fn label(method: MethodKind, preset: PresetKind, keep: f64) -> String {
-    format!("{} ({}) at keep {keep}", spelled(method), spelled(preset))
+pub fn label(variant: &Variant) -> String {
+    let options = Recorded::of(&variant.options).ok();
+    let changed = changed(variant.preset, options.as_ref(), variant.sensitivities().as_deref());
+    format!(
+        "{} ({}{changed}) at keep {}",
+        spelled(variant.method),
+        spelled(variant.preset),
+        variant.keep
+    )
+}
+
+/// Budget and bias where they differ from the preset's, and sensitivities where there are any: `, budget: layer, bias: on`.
+#[must_use]
+pub fn changed(preset: PresetKind, options: Option<&Recorded>, sensitivities: Option<&str>) -> String {
+    let usual = Recorded::of(&preset.options()).ok();
+    let mut told = String::new();
+    for name in ["budget", "bias"] {
+        let value = options.and_then(|options| options.get(name));
+        if value.is_none() || value == usual.as_ref().and_then(|usual| usual.get(name)) {
+            continue;
+        }
+        let value = match value {
+            Some(Value::Bool(true)) => "on".to_owned(),
+            Some(Value::Bool(false)) => "off".to_owned(),
+            Some(Value::String(text)) => text.clone(),
+            other => other.map_or_else(String::new, Value::to_string),
+        };
+        told.push_str(&format!(", {name}: {value}"));
+    }
+    if let Some(name) = sensitivities {
+        told.push_str(&format!(", sensitivities: {name}"));
+    }
+    told
 }
 
 /// A value as the arguments spell it.
@@ -59,16 +93,19 @@ pub fn columns(names: &[&str], words: &[usize]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::variant::{ScopeKind, Switch};
 
     #[test]
     fn ways_and_figures_are_spelled_as_the_arguments_and_tables_do() {
         assert_eq!(way(MethodKind::SelectFit, PresetKind::Default, "full"), "select-fit");
         assert_eq!(way(MethodKind::Kvsculpt, PresetKind::Published, "full"), "kvsculpt, published");
         assert_eq!(way(MethodKind::Full, PresetKind::Default, "whole"), "whole");
-        assert_eq!(
-            label(MethodKind::Select, PresetKind::Published, 0.3),
-            "select (published) at keep 0.3"
-        );
+        let variant = Variant::new(MethodKind::Select, PresetKind::Published, 0.3, None).unwrap();
+        assert_eq!(label(&variant), "select (published) at keep 0.3");
+        let changed = variant.with(Some(ScopeKind::Layer), Some(Switch::On));
+        assert_eq!(label(&changed), "select (published, budget: layer, bias: on) at keep 0.3");
+        let usual = changed.with(Some(ScopeKind::Uniform), Some(Switch::Off));
+        assert_eq!(label(&usual), "select (published) at keep 0.3");
         assert_eq!(
             [number(12.34567), number(0.00012), number(-4.26e-7)],
             ["12.3457", "0.0001", "-4.3e-7"]

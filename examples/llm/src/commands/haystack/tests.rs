@@ -1,7 +1,10 @@
 //! Which rows serve again, and what is refused before anything is read.
 
 use super::*;
+use crate::commands::variant::{ScopeKind, Switch};
 use clap::Parser;
+use kvsculpt::options::Split;
+use serde_json::{Value, from_value, to_value};
 
 #[derive(Debug, Parser)]
 struct Line {
@@ -40,7 +43,8 @@ fn row(variant: &Variant) -> Row {
         method: variant.method,
         preset: variant.preset,
         keep: variant.keep,
-        options: (variant.method != MethodKind::Full).then(|| variant.options.clone()),
+        options: (variant.method != MethodKind::Full).then(|| Recorded::of(&variant.options).unwrap()),
+        sensitivities: variant.sensitivities(),
         source: "0123".into(),
         engine: "CPU".into(),
         bytes: 1,
@@ -73,7 +77,10 @@ fn a_row_serves_again_only_for_the_very_same_measurement() {
     assert!(!decisive(&variant(MethodKind::Select, 0.4)).is_of(&found));
     assert!(!decisive(&variant(MethodKind::SelectFit, 0.3)).is_of(&found));
     assert!(!decisive(&variant(MethodKind::Full, 1.0)).is_of(&found));
-    let changes: [(&str, Change); 10] = [
+    assert!(!decisive(&short.clone().with(Some(ScopeKind::Layer), None)).is_of(&found));
+    assert!(!decisive(&short.clone().with(None, Some(Switch::On))).is_of(&found));
+    let changes: [(&str, Change); 11] = [
+        ("sensitivities", |row| row.sensitivities = Some("small".into())),
         ("version", |row| row.version.push('0')),
         ("model", |row| row.model.push('0')),
         ("source", |row| row.source.push('0')),
@@ -95,6 +102,19 @@ fn a_row_serves_again_only_for_the_very_same_measurement() {
     found.engine = "another".into();
     assert!(decisive(&full).is_of(&found), "no engine made the full cache");
     assert!(!decisive(&short).is_of(&found));
+}
+
+#[test]
+fn a_row_that_does_not_say_all_options_is_not_filled_in() {
+    let short = variant(MethodKind::Select, 0.3);
+    let mut line = to_value(row(&short)).unwrap();
+    assert!(!line.as_object().unwrap().contains_key("sensitivities"));
+    assert!(decisive(&short).is_of(&from_value(line.clone()).unwrap()));
+    let options = line["options"].as_object_mut().unwrap();
+    assert_eq!(options.remove("budget"), Some(Value::from("head")));
+    let older: Row = from_value(line.clone()).unwrap();
+    assert!(!decisive(&short).is_of(&older));
+    assert_eq!(to_value(older).unwrap(), line);
 }
 
 #[test]

@@ -1,0 +1,244 @@
+//! Arguments that say how many pairs each head keeps, and the files they name.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use kvsculpt::budget::{Budgets, Scope, Weights};
+use kvsculpt::options::{Allocator, Target};
+use kvsculpt::solver::Request;
+use kvsculpt::{Error, Options, Result};
+
+use crate::arguments::{bytes, replace, with_presets};
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ScopeKind {
+    /// All heads of all layers have the same
+    Uniform,
+    /// Every layer has its own, for users of the cache that need one length in a layer
+    Layer,
+    /// Every head has its own
+    Head,
+}
+
+impl From<ScopeKind> for Scope {
+    fn from(kind: ScopeKind) -> Self {
+        match kind {
+            ScopeKind::Uniform => Self::Uniform,
+            ScopeKind::Layer => Self::Layer,
+            ScopeKind::Head => Self::Head,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AllocatorKind {
+    /// Each head's error over its length, on queries held out
+    Curves,
+    /// The paper's rule, by the errors of a pilot at the uniform length
+    Published,
+}
+
+/// How large the short cache is, and who gets how much of it.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Lengths")]
+pub(crate) struct LengthArguments {
+    #[command(flatten)]
+    target: TargetArguments,
+    #[arg(long, value_enum, value_name = "SCOPE", conflicts_with = "budgets", help = with_presets(
+        "Which heads share a length",
+        |options| written(options.budget),
+    ))]
+    budget: Option<ScopeKind>,
+    #[arg(long, value_enum, value_name = "ALLOCATOR", conflicts_with = "budgets", help = with_presets(
+        "By what lengths are decided, where not all are the same",
+        |options| match options.allocator {
+            Allocator::Published => "published".into(),
+            _ => "curves".into(),
+        },
+    ))]
+    allocator: Option<AllocatorKind>,
+    #[arg(long, value_name = "PAIRS", conflicts_with = "budgets", help = with_presets(
+        "Lengths are whole pages of so many pairs, as far as a head has them",
+        |options| options.page.to_string(),
+    ))]
+    page: Option<usize>,
+    /// Take every head's length from this file, which --save-budgets wrote and you may have edited; of `--tail auto` the tail is a
+    /// quarter of their mean
+    #[arg(long, value_name = "FILE", conflicts_with = "TargetArguments")]
+    budgets: Option<PathBuf>,
+    /// Also write every head's length to this file
+    #[arg(long, value_name = "FILE")]
+    save_budgets: Option<PathBuf>,
+    /// Let each head's error weigh as much as this file says of it, which `kvsculpt-llm sensitivity` wrote
+    #[arg(long, value_name = "FILE", conflicts_with = "budgets")]
+    sensitivities: Option<PathBuf>,
+    /// Sensitivities count to this power: 1 as they are, 0 not at all
+    #[arg(long, value_name = "POWER", default_value_t = 0.5, requires = "sensitivities")]
+    sensitivity_power: f64,
+}
+
+/// One of these at most.
+#[derive(Clone, Copy, Debug, Args)]
+#[group(multiple = false)]
+struct TargetArguments {
+    #[arg(long, value_name = "FRACTION", help = with_presets("Fraction of the pairs that is kept, sinks and tail counted", |options| options.keep.to_string()))]
+    keep: Option<f64>,
+    /// Keep so many pairs a head on the mean, sinks and tail counted
+    #[arg(long, value_name = "PAIRS")]
+    tokens: Option<usize>,
+    /// Write a file of at most this size, e.g. 2MiB
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    bytes: Option<u64>,
+    /// Keep as little as has at most this mean merged error by the error curves, e.g. 0.01
+    #[arg(long, value_name = "ERROR")]
+    max_error: Option<f64>,
+}
+
+impl TargetArguments {
+    fn target(self) -> Option<Target> {
+        let tokens = self.tokens.map(Target::Tokens);
+        tokens.or(self.bytes.map(Target::Bytes)).or(self.max_error.map(Target::MaxError))
+    }
+}
+
+impl LengthArguments {
+    pub(crate) fn put_over(&self, options: &mut Options) {
+        replace(&mut options.keep, self.target.keep);
+        options.target = self.target.target();
+        replace(&mut options.budget, self.budget.map(Into::into));
+        replace(
+            &mut options.allocator,
+            self.allocator.map(|allocator| match allocator {
+                AllocatorKind::Curves => Allocator::Curves,
+                AllocatorKind::Published => Allocator::Published,
+            }),
+        );
+        replace(&mut options.page, self.page);
+    }
+
+    /// Reads the files named and puts what they say into the request, whose layers are those of the capture where it names none.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or sensitivities where nothing is decided by error curves.
+    pub(crate) fn complete(&self, request: &mut Request, layers: &[usize]) -> Result<()> {
+        if let Some(path) = &self.budgets {
+            let budgets = Budgets::read(path)?;
+            let wanted = request.layers.as_deref().unwrap_or(layers);
+            keep_of(&budgets, wanted, &mut request.options);
+            request.budgets = Some(budgets);
+        }
+        if let Some(path) = &self.sensitivities {
+            if decided(request) != Decided::Curves {
+                return Err(Error::Options {
+                    option: "--sensitivities",
+                    reason:
+                        "weighs error curves, and by none are these lengths decided; use --budget head or layer, and --allocator curves"
+                            .into(),
+                });
+            }
+            request.weights = Some(Weights::read(path)?.powered(self.sensitivity_power).map_err(|error| match error {
+                Error::Shape { reason, .. } => Error::Options {
+                    option: "--sensitivity-power",
+                    reason,
+                },
+                other => other,
+            })?);
+        }
+        Ok(())
+    }
+
+    /// Where lengths are to be written, if anywhere.
+    pub(crate) fn destination(&self) -> Option<&Path> {
+        self.save_budgets.as_deref()
+    }
+}
+
+/// Lets `keep` say what the file's lengths are of these layers: by it go the tail and what is told of the result.
+fn keep_of(budgets: &Budgets, layers: &[usize], options: &mut Options) {
+    let wanted = budgets.layers().filter(|(layer, _)| layers.contains(layer));
+    let (mut pairs, mut heads) = (0_usize, 0);
+    for (_, lengths) in wanted {
+        pairs = lengths.iter().fold(pairs, |sum, &length| sum.saturating_add(length));
+        heads += lengths.len();
+    }
+    // A file that names none of the layers is refused later, in words.
+    let whole = heads.saturating_mul(budgets.tokens());
+    if pairs < whole {
+        options.keep = pairs as f64 / whole as f64;
+    } else if heads > 0 {
+        // Nothing is dropped, which no fraction below 1 says.
+        options.target = Some(Target::Tokens(budgets.tokens()));
+    }
+}
+
+/// By what every head's length is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decided {
+    /// It is known before the work.
+    Beforehand,
+    /// Error curves.
+    Curves,
+    /// A pilot of the whole method.
+    Pilot,
+}
+
+/// By what this request's lengths are decided.
+pub(crate) fn decided(request: &Request) -> Decided {
+    let options = &request.options;
+    match (options.target, options.budget, options.allocator) {
+        _ if request.budgets.is_some() => Decided::Beforehand,
+        (Some(Target::MaxError(_)), ..) => Decided::Curves,
+        (_, Scope::Uniform, _) => Decided::Beforehand,
+        (_, _, Allocator::Published) => Decided::Pilot,
+        _ => Decided::Curves,
+    }
+}
+
+/// A scope as it is written on the command line.
+fn written(scope: Scope) -> String {
+    match scope {
+        Scope::Uniform => "uniform",
+        Scope::Layer => "layer",
+        Scope::Head => "head",
+    }
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budgets(layers: &[(usize, &[usize])]) -> Budgets {
+        let layers = layers.iter().map(|(layer, lengths)| (*layer, lengths.to_vec())).collect();
+        Budgets::new(100, layers).unwrap()
+    }
+
+    #[test]
+    fn lengths_from_a_file_say_what_is_kept_of_the_layers_wanted() {
+        let budgets = budgets(&[(0, &[10, 30]), (1, &[100, 100])]);
+        let of = |layers: &[usize]| {
+            let mut options = Options::default();
+            keep_of(&budgets, layers, &mut options);
+            (options.keep, options.target)
+        };
+        assert_eq!(of(&[0]), (0.2, None));
+        assert_eq!(of(&[0, 1, 2]), (0.6, None));
+        assert_eq!(of(&[1]).1, Some(Target::Tokens(100)));
+        assert_eq!(of(&[7]), (Options::default().keep, None));
+    }
+
+    #[test]
+    fn lengths_are_decided_by_what_the_solver_asks_first() {
+        let mut request = Request::default();
+        assert_eq!(decided(&request), Decided::Curves);
+        request.options = Options::published();
+        assert_eq!(decided(&request), Decided::Beforehand);
+        request.options.target = Some(Target::MaxError(0.1));
+        assert_eq!(decided(&request), Decided::Curves);
+        request.options.target = None;
+        request.options.budget = Scope::Layer;
+        assert_eq!(decided(&request), Decided::Pilot);
+        request.budgets = Some(budgets(&[(0, &[10])]));
+        assert_eq!(decided(&request), Decided::Beforehand);
+    }
+}
