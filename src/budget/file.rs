@@ -20,11 +20,13 @@ const VERSION: u32 = 1;
 
 /// How many pairs each head stores, of a cache of so many tokens.
 ///
-/// As a file: `{"format": "kv-budgets", "version": 1, "tokens": 2048, "layers": {"0": [120, 2048], "1": [96, 310]}}`, one layer a line, for
-/// each of its KV heads the pairs stored: sinks, free pairs and tail.
+/// As a file: `{"format": "kv-budgets", "version": 1, "tokens": 2048, "sinks": 4, "tail": 64, "layers": {"0": [120, 2048], "1": [96, 310]}}`,
+/// one layer a line, for each of its KV heads the pairs stored: sinks, free pairs and tail. `sinks` and `tail` may both be left
+/// out: the options say then how many there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budgets {
     tokens: usize,
+    fixed: Option<(usize, usize)>,
     layers: BTreeMap<usize, Vec<usize>>,
 }
 
@@ -57,7 +59,11 @@ impl Budgets {
                 }
             }
         }
-        Ok(Self { tokens, layers })
+        Ok(Self {
+            tokens,
+            fixed: None,
+            layers,
+        })
     }
 
     /// Budgets of a cache of `tokens` pairs a head from curves and the lengths that [`allocate`](super::allocate) gave for them.
@@ -91,6 +97,45 @@ impl Budgets {
             layers.insert(layer, lengths.into_values().collect());
         }
         Self::new(tokens, layers)
+    }
+
+    /// The same, for heads that keep so many of their first and newest pairs as they are.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the two leave none of the cache's pairs, or are together more than a head's length.
+    pub fn with_fixed(self, sinks: usize, tail: usize) -> Result<Self> {
+        let fixed = sinks.saturating_add(tail);
+        if fixed >= self.tokens {
+            return Err(Error::shape(
+                "budgets",
+                format!(
+                    "{sinks} sinks and a tail of {tail} leave no zone of {} tokens; use fewer",
+                    self.tokens
+                ),
+            ));
+        }
+        for (layer, lengths) in &self.layers {
+            if let Some(head) = lengths.iter().position(|&length| length <= fixed) {
+                return Err(Error::shape(
+                    format!("layer {layer} head {head}"),
+                    format!(
+                        "{} pairs are used up by {sinks} sinks and a tail of {tail}; give at least {}",
+                        lengths[head],
+                        fixed + 1
+                    ),
+                ));
+            }
+        }
+        Ok(Self {
+            fixed: Some((sinks, tail)),
+            ..self
+        })
+    }
+
+    /// Sinks and tail of every head, where they are given.
+    #[must_use]
+    pub fn fixed(&self) -> Option<(usize, usize)> {
+        self.fixed
     }
 
     /// Pairs a head of the whole cache has.
@@ -149,7 +194,12 @@ impl Budgets {
                 Entry::Occupied(_) => return Err(Error::file(path, format!("layer {layer} is named twice; leave one of the two"))),
             };
         }
-        Self::new(written.tokens, layers).map_err(|error| Error::file(path, error.to_string()))
+        let budgets = Self::new(written.tokens, layers).and_then(|budgets| match (written.sinks, written.tail) {
+            (Some(sinks), Some(tail)) => budgets.with_fixed(sinks, tail),
+            (None, None) => Ok(budgets),
+            _ => Err(Error::shape("budgets", "one of `sinks` and `tail` is given; give both or neither")),
+        });
+        budgets.map_err(|error| Error::file(path, error.to_string()))
     }
 
     /// Writes the file whole or not at all, one layer a line, in their order.
@@ -171,12 +221,15 @@ impl fmt::Display for Budgets {
             "  \"format\": \"{FORMAT}\",\n  \"version\": {VERSION},\n  \"tokens\": {}",
             self.tokens
         );
+        let fixed = self
+            .fixed
+            .map_or_else(String::new, |(sinks, tail)| format!(",\n  \"sinks\": {sinks},\n  \"tail\": {tail}"));
         let mut layers = String::new();
         for (at, (layer, lengths)) in self.layers.iter().enumerate() {
             let comma = if at > 0 { "," } else { "" };
             write!(layers, "{comma}\n    \"{layer}\": {lengths:?}")?;
         }
-        writeln!(text, "{{\n{opening},\n  \"layers\": {{{layers}\n  }}\n}}")
+        writeln!(text, "{{\n{opening}{fixed},\n  \"layers\": {{{layers}\n  }}\n}}")
     }
 }
 
@@ -189,6 +242,8 @@ struct Written {
     #[serde(rename = "version")]
     _version: u32,
     tokens: usize,
+    sinks: Option<usize>,
+    tail: Option<usize>,
     layers: Named,
 }
 

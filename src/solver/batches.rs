@@ -16,6 +16,8 @@ pub(super) struct Work<'a, E: Engine> {
     pub(super) observer: &'a mut dyn Observer,
     /// The part of all the work that the stage in hand is: where it begins and how much it is.
     pub(super) stage: (f64, f64),
+    /// Whether lengths are still to be decided: no head is finished by such work.
+    pub(super) planning: bool,
     /// Heads of the whole request.
     pub(super) heads: usize,
     /// Bytes a number is stored in, by layer.
@@ -83,6 +85,7 @@ impl<E: Engine> Work<'_, E> {
             let of_batch: u64 = sizes.iter().map(Shape::work).sum();
             let mut watch = |part: f64| {
                 let fraction = (work_done as f64 + part * of_batch as f64) / work as f64;
+                let heads_done = if self.planning { 0 } else { heads_done };
                 if self.observer.progress(heads_done, self.heads, begin + share * fraction) {
                     Ok(())
                 } else {

@@ -64,6 +64,7 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
         scale,
         observer,
         stage: (0.0, PLANNING),
+        planning: true,
         heads,
         number_bytes: forms.iter().map(|form| (form.index, form.dtype.bytes() as u64)).collect(),
     };
@@ -75,11 +76,9 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     }
     split.free = plan.lengths.iter().sum::<usize>() / heads - split.sinks - split.tail;
 
-    work.stage = if plan.curves.is_empty() {
-        (0.0, 1.0)
-    } else {
-        (PLANNING, 1.0 - PLANNING)
-    };
+    let begin = if plan.measured { PLANNING } else { 0.0 };
+    work.stage = (begin, 1.0 - begin);
+    work.planning = false;
     let fitted = work.fit(&problems.iter().collect::<Vec<_>>(), options, &mut timings)?;
     work.observer.progress(heads, heads, 1.0);
     let mut heads = problems.iter().zip(&fitted);
@@ -91,7 +90,7 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     let metadata = metadata(capture, options, split, &outcomes)?;
     let lengths = layers.iter().map(|layer| (layer.index, layer.lengths.clone())).collect();
     Ok(Compression {
-        budgets: Budgets::new(split.tokens, lengths)?,
+        budgets: Budgets::new(split.tokens, lengths)?.with_fixed(split.sinks, split.tail)?,
         curves: plan.curves,
         compressed: Compressed { layers, metadata },
         outcomes,
@@ -101,7 +100,7 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     })
 }
 
-/// The part of the work that error curves are, for who watches.
+/// The part of the work that error curves or a pilot are taken to be, for who watches.
 const PLANNING: f64 = 0.15;
 
 /// What a layer of the short cache will look like.
@@ -162,6 +161,12 @@ fn assemble<'a>(mut layer: CompressedLayer, heads: impl Iterator<Item = (&'a Pro
     layer
 }
 
+/// The fraction of all pairs that is kept.
+fn share(split: Split, outcomes: &[Outcome]) -> f64 {
+    let kept: usize = outcomes.iter().map(|head| head.kept).sum();
+    kept as f64 / (split.tokens * outcomes.len()) as f64
+}
+
 /// The capture's metadata and what the compression adds.
 pub(super) fn metadata(capture: &Capture, options: &Options, split: Split, outcomes: &[Outcome]) -> Result<BTreeMap<String, String>> {
     let json = |what: &str, text: serde_json::Result<String>| text.map_err(|error| Error::file(&capture.path, format!("{what}: {error}")));
@@ -172,7 +177,7 @@ pub(super) fn metadata(capture: &Capture, options: &Options, split: Split, outco
         "method".into(),
         json("method", serde_json::to_string(&options.method))?.trim_matches('"').into(),
     );
-    metadata.insert("keep".into(), options.keep.to_string());
+    metadata.insert("keep".into(), share(split, outcomes).to_string());
     metadata.insert("sinks".into(), split.sinks.to_string());
     metadata.insert("tail".into(), split.tail.to_string());
     metadata.insert("options".into(), json("options", serde_json::to_string(options))?);

@@ -23,25 +23,28 @@ pub(super) struct Plan {
     pub(super) lengths: Vec<usize>,
     /// The error curves, where lengths were decided by them.
     pub(super) curves: Vec<Curve>,
+    /// Whether anything was measured for it.
+    pub(super) measured: bool,
 }
 
 /// Decides the lengths. The problems come in with the uniform split.
 pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], split: Split, request: &Request) -> Result<Plan> {
     let options = &request.options;
-    let plain = |lengths| {
+    let plain = |lengths, measured| {
         Ok(Plan {
             lengths,
             curves: Vec::new(),
+            measured,
         })
     };
     if let Some(budgets) = &request.budgets {
-        return plain(given(budgets, problems, split)?);
+        return plain(given(budgets, problems, split)?, false);
     }
     let by_error = matches!(options.target, Some(Target::MaxError(_)));
     if !by_error {
         match (options.budget, options.allocator) {
-            (Scope::Uniform, _) => return plain(uniform(problems, split, options.page)?),
-            (scope, Allocator::Published) => return plain(by_pilot(work, problems, split, scope, options)?),
+            (Scope::Uniform, _) => return plain(uniform(problems, split, options.page)?, false),
+            (scope, Allocator::Published) => return plain(by_pilot(work, problems, split, scope, options)?, true),
             (_, Allocator::Curves) => {}
         }
     }
@@ -151,7 +154,11 @@ fn by_curves<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], split: Spl
         }
         _ => allocate(split.kept() * problems.len())?,
     };
-    Ok(Plan { lengths, curves })
+    Ok(Plan {
+        lengths,
+        curves,
+        measured: true,
+    })
 }
 
 /// The most pairs whose bytes are at most those of the uniform split: found by bisection, for where layers differ in what a pair takes

@@ -2,14 +2,24 @@
 
 use super::compress::metadata;
 use super::{Errors, Judged, Outcome, Request, Stop};
+use crate::budget::Budgets;
 use crate::cache::{Capture, Compressed, CompressedLayer};
 use crate::error::{Error, Result};
-use crate::options::{Split, Target};
+use crate::options::{Options, Split, Tail, Target};
 
-/// The split of a head where all lengths are the same; for a target in bytes the largest that fits, for one in errors what the
+/// The split of a head where all lengths are the same (of budgets that say it, only sinks and tail); for a target in bytes the largest that fits, for one in errors what the
 /// options' `keep` says, of which only sinks and tail matter then.
 pub(super) fn split(capture: &Capture, layers: &[usize], request: &Request) -> Result<Split> {
     let options = &request.options;
+    if let Some((sinks, tail)) = request.budgets.as_ref().and_then(Budgets::fixed) {
+        let options = Options {
+            sinks,
+            tail: Tail::Pairs(tail),
+            ..options.clone()
+        };
+        // One free pair: how many each head has the budgets say.
+        return Split::of(capture.tokens, sinks + tail + 1, &options);
+    }
     match options.target {
         Some(Target::Bytes(bytes)) => {
             let kept = pairs_in(capture, layers, request, bytes)?;

@@ -62,8 +62,8 @@ pub(crate) struct LengthArguments {
         |options| options.page.to_string(),
     ))]
     page: Option<usize>,
-    /// Take every head's length from this file, which --save-budgets wrote and you may have edited; of `--tail auto` the tail is a
-    /// quarter of their mean
+    /// Take every head's length from this file, which --save-budgets wrote and you may have edited; sinks and tail too, where it names
+    /// them
     #[arg(long, value_name = "FILE", conflicts_with = "TargetArguments")]
     budgets: Option<PathBuf>,
     /// Also write every head's length to this file

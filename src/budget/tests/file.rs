@@ -125,3 +125,22 @@ fn curves_and_their_lengths_make_budgets() {
     assert!(told(&[curve(1, 0, &points), curve(1, 0, &points)], &[3, 5]).contains("layer 1 head 0: it has two"));
     assert!(told(&[curve(1, 0, &points), curve(1, 2, &points)], &[3, 5]).contains("layer 1 head 1: it has no"));
 }
+
+#[test]
+fn sinks_and_tail_are_kept_and_must_leave_every_head_a_pair() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("budgets.json");
+    let plain = Budgets::new(100, [(0, vec![20, 100]), (3, vec![15, 40])].into()).unwrap();
+    assert_eq!(plain.fixed(), None);
+    let budgets = plain.clone().with_fixed(4, 10).unwrap();
+    budgets.write(&path).unwrap();
+    assert_eq!(Budgets::read(&path).unwrap(), budgets);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("\"sinks\": 4,\n  \"tail\": 10,\n"), "{text}");
+    std::fs::write(&path, text.replace("\"sinks\": 4,", "")).unwrap();
+    assert!(Budgets::read(&path).unwrap_err().to_string().contains("both or neither"));
+    std::fs::write(&path, text.replace("\"tail\": 10", "\"tail\": 11")).unwrap();
+    let told = Budgets::read(&path).unwrap_err().to_string();
+    assert!(told.contains("layer 3 head 0") && told.contains("at least 16"), "{told}");
+    assert!(plain.with_fixed(50, 50).unwrap_err().to_string().contains("no zone"));
+}
