@@ -3,15 +3,15 @@
 //! `cargo run --release --example quality -- CAPTURE… [--keep 0.1,0.2,0.3,0.5] [--steps N]`
 //!
 //! Runs on the CPU engine, where the numbers do not depend on a driver. `published` is the paper's recipe to the letter (absent
-//! where its tail alone is too long), `default` is ours; `select` and `select-fit` are ours at the default's sinks and
-//! tail, `select-fit (published)` is the paper's.
+//! where its tail alone is too long), `default` is ours, with each head's length in brackets, `uniform` ours where all heads have the
+//! same length; `select` and `select-fit` are its starts, `select-fit (published)` is the paper's.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use kvsculpt::cache::Capture;
 use kvsculpt::cpu::CpuEngine;
-use kvsculpt::options::{Method, Options};
+use kvsculpt::options::{Method, Options, Scope};
 use kvsculpt::solver::{Compression, Request, compress};
 
 type Failure = Box<dyn std::error::Error>;
@@ -60,6 +60,9 @@ fn run(capture: &Capture, mut options: Options, keep: f64, steps: Option<u32>) -
 
 fn table(capture: &Capture, keep: f64, steps: Option<u32>) -> Result<(), Failure> {
     let (ours, seconds) = run(capture, Options::default(), keep, steps)?;
+    let mut options = Options::default();
+    options.budget = Scope::Uniform;
+    let (uniform, uniform_seconds) = run(capture, options, keep, steps)?;
     let column = |name, compression: &Compression, pick: fn(&kvsculpt::solver::Outcome) -> Option<kvsculpt::solver::Judged>, seconds| {
         let merged = compression
             .outcomes
@@ -72,8 +75,9 @@ fn table(capture: &Capture, keep: f64, steps: Option<u32>) -> Result<(), Failure
         }
     };
     let mut columns = vec![
-        column("select", &ours, |head| Some(head.select), None),
-        column("select-fit", &ours, |head| head.select_fit, None),
+        column("select", &uniform, |head| Some(head.select), None),
+        column("select-fit", &uniform, |head| head.select_fit, None),
+        column("uniform", &uniform, |head| Some(head.result), Some(uniform_seconds)),
         column("default", &ours, |head| Some(head.result), Some(seconds)),
     ];
     let published = Options::published();
@@ -102,7 +106,7 @@ fn table(capture: &Capture, keep: f64, steps: Option<u32>) -> Result<(), Failure
     println!("|---|---|{}", "---|".repeat(columns.len()));
     for (number, head) in ours.outcomes.iter().enumerate() {
         let cells: Vec<String> = columns.iter().map(|column| format!("{:.2e}", column.merged[number])).collect();
-        println!("| {} | {} | {} |", head.layer, head.head, cells.join(" | "));
+        println!("| {} | {} | {} ({}) |", head.layer, head.head, cells.join(" | "), head.kept);
     }
     let means: Vec<String> = columns
         .iter()

@@ -13,11 +13,14 @@
 //! of *free* pairs (C, W) that gives the same o and l for the queries to come may stand in for the cache. KVSculpt (arXiv
 //! 2603.27819) does not choose such pairs among the cached ones; it optimises them, head by head:
 //!
+//! 0. **Budgets.** Heads differ a thousand times in what they need. Each head's error at a dozen lengths, on rows held out, decides how
+//!    many pairs it gets of a given total ([`budget`]).
 //! 1. **Rows.** Training queries: the newest at their own positions, and context queries turned to the positions that
 //!    follow. The *teacher*, attention over all N pairs, says what each row should see.
 //! 2. **Seed.** The k pairs that the rows attend to most, the first few (*sinks*) and the newest (*tail*) kept as they are.
 //! 3. **Values.** For fixed keys the best values solve a linear least-squares problem: `(AᵀA + ρI) ΔW = Aᵀ(Y − Ŷ)`.
 //! 4. **Keys.** For fixed values, L-BFGS on `(‖Ŷ − Y‖² + λ‖l̂ − l‖²) / n`, every head with its own line search.
+//!    Where the cache's user can add one, a bias on each free pair's logit is fitted to the mass and refined with the keys.
 //! 5. 3 and 4 in turn; **validation rows**, held out of every fit, decide which iterate of a head is returned, its own seed
 //!    among them.
 //!

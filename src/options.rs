@@ -51,7 +51,7 @@ pub enum Strength {
     Relative(f64),
 }
 
-/// Everything that decides a result. The same options, capture and machine give the same bytes.
+/// What decides a result, beside the budgets and weights of a request. The same request, capture and machine give the same bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -91,6 +91,8 @@ pub struct Options {
     pub mass_weight: Strength,
     /// The value solve's ridge.
     pub ridge: Strength,
+    /// Whether each head takes the best of several ridges around this one, by its validation rows.
+    pub ridge_search: bool,
     /// What the ridge pulls toward.
     pub anchor: Anchor,
     /// Which heads share a length.
@@ -99,9 +101,11 @@ pub struct Options {
     pub allocator: Allocator,
     /// Lengths are whole pages of so many pairs, as far as a head has them.
     pub page: usize,
-    /// Training rows of a head, of all its query heads together, from which its error curve is made.
+    /// Training rows of a head, of all its query heads together, from which its error curve is made. Without validation rows a quarter
+    /// of them is held out to judge by.
     pub curve_rows: usize,
-    /// Whether free pairs get a bias on their logit, β: for users of the cache that can add one.
+    /// Whether free pairs get a bias on their logit, β: for users of the cache that can add one. Pairs that are kept as they are by the
+    /// methods `select` and `random` have none.
     pub bias: bool,
     /// The ridge of the mass fit that biases start from: times the mean diagonal of its Gram, toward no bias.
     pub bias_ridge: f64,
@@ -118,7 +122,8 @@ pub enum Target {
     Tokens(usize),
     /// A file of at most so many bytes. What its header may need is set aside, so the file is a little smaller.
     Bytes(u64),
-    /// The smallest cache whose mean merged error on validation rows, as the error curves have it, is at most this.
+    /// The smallest cache whose mean merged error on validation rows, as the error curves have it, is at most this; heads weigh what
+    /// the request's weights say. Of `Tail::Auto` the tail is an eighth of the cache then, at most 64 pairs.
     MaxError(f64),
 }
 
@@ -129,11 +134,17 @@ pub enum Target {
 pub enum Allocator {
     /// The error of each head over its length, on validation rows.
     Curves,
-    /// The paper's rule: by the square root of each layer's and head's error in a pilot of the method at the uniform length.
+    /// The paper's rule: by the square root of each layer's and head's error in a pilot of the method `kvsculpt` at the uniform length.
     Published,
 }
 
 impl Options {
+    /// Whether free pairs have a bias: where it is asked for and the method fits anything.
+    #[must_use]
+    pub fn has_bias(&self) -> bool {
+        self.bias && matches!(self.method, Method::SelectFit | Method::Kvsculpt)
+    }
+
     /// The paper's recipe to the letter (arXiv 2603.27819, section 3 and appendix): tail 256, no sinks, 384 rows a query
     /// head, 100 steps of 10 iterations at learning rate 0.5, values every 5 steps with ridge 1e-3 toward zero, λ = 1.
     /// Where the paper is silent: history 100, the default of the optimiser it names.
@@ -157,6 +168,7 @@ impl Options {
             mass_weight: Strength::Absolute(1.0),
             ridge: Strength::Absolute(1e-3),
             anchor: Anchor::Zero,
+            ridge_search: false,
             budget: Scope::Uniform,
             allocator: Allocator::Published,
             page: 1,
@@ -197,7 +209,19 @@ impl Options {
                     "needs error curves, which the allocator `published` does not make; use --allocator curves",
                 ));
             }
+            Some(Target::MaxError(_)) if self.method == Method::Random => {
+                return Err(Error::option(
+                    "--max-error",
+                    "a random draw has no error curve; use another --method",
+                ));
+            }
             _ => {}
+        }
+        if self.page > 1 && self.budget != Scope::Uniform && self.allocator == Allocator::Published {
+            return Err(Error::option(
+                "--page",
+                "the allocator `published` knows no pages; use --allocator curves, or --budget uniform",
+            ));
         }
         positive("--bias-ridge", self.bias_ridge)?;
         positive("--learning-rate", self.learning_rate)?;
@@ -245,6 +269,7 @@ impl Default for Options {
             tolerance: 1e-3,
             mass_weight: Strength::Relative(0.25),
             ridge: Strength::Relative(0.1),
+            ridge_search: true,
             anchor: Anchor::Seed,
             budget: Scope::Head,
             allocator: Allocator::Curves,
@@ -329,6 +354,32 @@ impl Split {
             tokens,
             sinks: options.sinks,
             free: kept - fixed,
+            tail,
+        })
+    }
+
+    /// The split that a target in errors begins with: sinks, tail, and one free pair; how many there will be errors decide.
+    ///
+    /// # Errors
+    /// [`Error::Options`] if sinks and tail leave no pair.
+    pub fn least(tokens: usize, options: &Options) -> Result<Self> {
+        let tail = match options.tail {
+            Tail::Pairs(pairs) => pairs,
+            Tail::Auto => (tokens / 8).min(64),
+        };
+        if options.sinks.saturating_add(tail) >= tokens {
+            return Err(Error::option(
+                "--tail",
+                format!(
+                    "a cache of {tokens} pairs leaves no zone between {} sinks and a tail of {tail}; use a smaller --tail or --sinks",
+                    options.sinks
+                ),
+            ));
+        }
+        Ok(Self {
+            tokens,
+            sinks: options.sinks,
+            free: 1,
             tail,
         })
     }

@@ -11,7 +11,7 @@ use kvsculpt::budget::{Budgets, Weights};
 use kvsculpt::cache::{Capture, Context, Dtype, Layer, Pairing, Queries};
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::options::{Allocator, Method, Options, Scope, Tail, Target};
-use kvsculpt::solver::{Compression, Errors, Judged, Request, Stop, check, compress};
+use kvsculpt::solver::{Compression, Decided, Errors, Judged, Observer, PLANNING, Request, Stop, check, compress};
 
 const TOKENS: usize = 192;
 const DIM: usize = 16;
@@ -20,29 +20,31 @@ const GROUP: usize = 2;
 
 /// Two layers; a head's queries point at keys the more sharply the higher its number, so that it needs the more pairs.
 fn capture(seed: u64) -> Capture {
+    shaped(seed, [(3, HEADS, DIM), (8, HEADS, DIM)])
+}
+
+/// The same with so many KV heads and channels in each layer.
+fn shaped(seed: u64, layers: [(usize, usize, usize); 2]) -> Capture {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut number = move || random.f32() + random.f32() + random.f32() - 1.5;
-    let layers = [3, 8].map(|index| {
-        let mut key = Vec::new();
-        for _ in 0..HEADS * TOKENS * DIM {
-            key.push(number());
-        }
-        let value = (0..HEADS * TOKENS * DIM).map(|_| number()).collect();
+    let layers = layers.map(|(index, heads, dim)| {
+        let key = (0..heads * TOKENS * dim).map(|_| number()).collect();
+        let value = (0..heads * TOKENS * dim).map(|_| number()).collect();
         let mut queries = |rows: usize| {
             let mut data = Vec::new();
-            for head in 0..HEADS * GROUP {
-                let sharpness = if index == 3 { [0.3, 3.0] } else { [3.0, 8.0] }[head / GROUP];
-                data.extend((0..rows * DIM).map(|_| sharpness * number()));
+            for head in 0..heads * GROUP {
+                let sharpness = if index == 3 { [0.3, 3.0] } else { [3.0, 8.0] }[head / GROUP % 2];
+                data.extend((0..rows * dim).map(|_| sharpness * number()));
             }
             Queries { data, rows }
         };
         Layer {
             index,
-            kv_heads: HEADS,
-            query_heads: HEADS * GROUP,
+            kv_heads: heads,
+            query_heads: heads * GROUP,
             tokens: TOKENS,
-            dim: DIM,
-            value_dim: DIM,
+            dim,
+            value_dim: dim,
             dtype: Dtype::F32,
             key,
             value,
@@ -305,22 +307,9 @@ fn the_smallest_cache_for_an_error_grows_as_the_error_shrinks() {
                 &request(|options| (options.target, options.method) = (Some(Target::MaxError(error)), Method::SelectFit)),
             );
             let lengths = lengths(&short);
-            // What the curves say at these lengths is below the bound.
-            let at = |curve: &kvsculpt::budget::Curve, length: usize| {
-                let above = curve.points.iter().position(|point| point.length >= length).unwrap();
-                let (b, a) = (curve.points[above], curve.points[above.saturating_sub(1)]);
-                let share = (b.length - length) as f64 / (b.length - a.length).max(1) as f64;
-                b.error + share * (a.error - b.error)
-            };
-            let mean = short
-                .curves
-                .iter()
-                .zip(&lengths)
-                .map(|(curve, &length)| at(curve, length))
-                .sum::<f64>()
-                / 4.0;
-            // Between points the curve lies on or above its convex hull, by which is allocated.
-            assert!(mean <= 1.3 * error, "{mean} for {error}");
+            let errors = short.curves.iter().zip(&lengths).map(|(curve, &length)| curve.error(length));
+            let mean = errors.sum::<f64>() / 4.0;
+            assert!(mean <= error, "{mean} for {error}");
             lengths.iter().sum()
         })
         .collect();
@@ -402,4 +391,112 @@ fn checking_refuses_what_compressing_would_and_nothing_else() {
     let mut unknown = request(|_| ());
     unknown.layers = Some(vec![4]);
     assert!(check(&capture, &unknown).is_err());
+}
+
+#[test]
+fn layers_of_other_shapes_keep_to_the_target_too() {
+    let capture = shaped(40, [(3, 1, 16), (8, 4, 48)]);
+    for allocator in [Allocator::Curves, Allocator::Published] {
+        let with = |target, scope, page| {
+            request(|options| (options.target, options.budget, options.allocator, options.page) = (Some(target), scope, allocator, page))
+        };
+        let short = run(&capture, &with(Target::Tokens(60), Scope::Head, 1));
+        assert_eq!(lengths(&short).iter().sum::<usize>(), 5 * 60);
+        let short = run(&capture, &with(Target::Bytes(120_000), Scope::Head, 1));
+        assert!(written(&short).len() <= 120_000, "{allocator:?}");
+        // The paper's rule shares out among equal layers, and knows no pages.
+        let by_layer = with(Target::Tokens(60), Scope::Layer, 1);
+        let paged = with(Target::Bytes(70_000), Scope::Head, 64);
+        if allocator == Allocator::Published {
+            assert!(check(&capture, &by_layer).unwrap_err().to_string().contains("equally many heads"));
+            assert!(check(&capture, &paged).unwrap_err().to_string().contains("--page"));
+        } else {
+            let sum: usize = lengths(&run(&capture, &by_layer)).iter().sum();
+            assert!(sum <= 300 && sum > 300 - 4, "{sum}");
+            match compress(&mut CpuEngine::new(), &capture, &paged, &mut ()) {
+                Ok(short) => assert!(written(&short).len() <= 70_000),
+                Err(error) => assert!(error.to_string().contains("--bytes"), "{error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_head_that_says_nothing_gets_the_least_and_spoils_nothing() {
+    let plain = capture(41);
+    let layers: Vec<Layer> = plain
+        .layers
+        .iter()
+        .map(|&index| {
+            let mut layer = plain.layer(index).unwrap();
+            layer.value[..TOKENS * DIM].fill(0.0);
+            layer
+        })
+        .collect();
+    let context = Context {
+        tokens: TOKENS,
+        next_position: TOKENS,
+        scale: plain.scale,
+        rope_theta: 10_000.0,
+        rope_dim: DIM,
+        pairing: Pairing::Half,
+        rope_scaling: None,
+        metadata: BTreeMap::new(),
+    };
+    let capture = Capture::from_layers("silent", context, layers).unwrap();
+    let short = run(&capture, &request(|_| ()));
+    let lengths = lengths(&short);
+    assert_eq!(lengths.iter().sum::<usize>(), 4 * 76);
+    assert!(lengths[0] < 40 && lengths[2] < 40, "{lengths:?}");
+}
+
+#[test]
+fn a_bias_needs_room_beside_the_keys_channels() {
+    let wide = shaped(42, [(3, 1, 256), (8, 1, 256)]);
+    let message = check(&wide, &request(|options| options.bias = true)).unwrap_err().to_string();
+    assert!(message.contains("--bias") && message.contains("252"), "{message}");
+    // Methods that fit nothing have none.
+    check(&wide, &request(|options| (options.bias, options.method) = (true, Method::Select))).unwrap();
+    let short = run(
+        &capture(43),
+        &request(|options| (options.bias, options.method) = (true, Method::Select)),
+    );
+    assert!(short.compressed.layers.iter().all(|layer| layer.bias.is_none()));
+}
+
+#[test]
+fn what_decides_lengths_is_what_the_request_says_first() {
+    let mut request = request(|_| ());
+    assert_eq!(request.decided(), Decided::Curves);
+    request.options.budget = Scope::Uniform;
+    assert_eq!(request.decided(), Decided::Beforehand);
+    request.options.target = Some(Target::MaxError(0.1));
+    assert_eq!(request.decided(), Decided::Curves);
+    (request.options.target, request.options.budget, request.options.allocator) = (None, Scope::Layer, Allocator::Published);
+    assert_eq!(request.decided(), Decided::Pilot);
+    request.budgets = Some(Budgets::new(TOKENS, BTreeMap::from([(3, vec![50])])).unwrap());
+    assert_eq!(request.decided(), Decided::Beforehand);
+}
+
+#[test]
+fn who_watches_is_told_of_planning_and_may_end_it() {
+    struct Watch(Vec<(usize, f64)>, f64);
+    impl Observer for Watch {
+        fn progress(&mut self, finished: usize, _: usize, fraction: f64) -> bool {
+            self.0.push((finished, fraction));
+            fraction < self.1
+        }
+    }
+    for allocator in [Allocator::Curves, Allocator::Published] {
+        let request = request(|options| options.allocator = allocator);
+        let mut watch = Watch(Vec::new(), 2.0);
+        compress(&mut CpuEngine::new(), &capture(44), &request, &mut watch).unwrap();
+        assert!(watch.0.iter().map(|told| told.1).is_sorted(), "{:?}", watch.0);
+        assert!(watch.0.iter().filter(|told| told.1 < PLANNING).all(|told| told.0 == 0));
+        assert_eq!(watch.0.last().unwrap(), &(4, 1.0));
+        let mut watch = Watch(Vec::new(), 0.01);
+        let ended = compress(&mut CpuEngine::new(), &capture(44), &request, &mut watch);
+        assert!(matches!(ended, Err(Error::Cancelled)));
+        assert!(watch.0.last().unwrap().1 < PLANNING);
+    }
 }

@@ -74,6 +74,7 @@ mod tests {
             tokens: 2048,
             fixed: 68,
             free,
+            solved: free,
             training: 1000,
             validation: 10,
             probe: 10,

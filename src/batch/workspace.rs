@@ -13,6 +13,8 @@ pub struct Shape {
     pub fixed: u32,
     /// Free pairs, k.
     pub free: u32,
+    /// The most free pairs that values are solved for: the side of the Gram.
+    pub solved: u32,
     /// Training rows, n.
     pub training: u32,
     /// Validation rows.
@@ -48,9 +50,9 @@ pub struct Workspace {
     pub free_keys: u64,
     /// Free values, `[Σ free, value_dim]`.
     pub free_values: u64,
-    /// `[heads: min(training, WEIGHT_ROWS) × free]`.
+    /// `[heads: min(training, WEIGHT_ROWS) × solved]`.
     pub weights: u64,
-    /// `[heads: free × free]`.
+    /// `[heads: solved × solved]`.
     pub squares: u64,
     /// Summed weights, `[Σ tokens]`.
     pub scores: u64,
@@ -72,6 +74,7 @@ impl Workspace {
                 u64::from(shape.dims.state_row()),
             );
             let (tokens, fixed, free) = (u64::from(shape.tokens), u64::from(shape.fixed), u64::from(shape.free));
+            let solved = u64::from(shape.solved);
             sum.keys += tokens * dim;
             sum.values += tokens * value_dim;
             sum.fixed_keys += fixed * dim;
@@ -83,8 +86,8 @@ impl Workspace {
             sum.free_keys += free * dim;
             sum.free_values += free * value_dim;
             sum.scores += tokens;
-            sum.weights += u64::from(shape.training.min(WEIGHT_ROWS)) * free;
-            sum.squares += free * free;
+            sum.weights += u64::from(shape.training.min(WEIGHT_ROWS)) * solved;
+            sum.squares += solved * solved;
             sum.history += u64::from(history) * free * dim;
             sum.scalars += SCALARS as u64;
         }
@@ -140,8 +143,8 @@ pub(crate) fn layout(shapes: &[Shape], count: impl Fn(&Shape) -> (u32, u32)) -> 
         });
         row += rows;
         pair += pairs;
-        square = square.wrapping_add(shape.free.wrapping_mul(shape.free));
-        weights = weights.wrapping_add(shape.training.min(WEIGHT_ROWS).wrapping_mul(shape.free));
+        square = square.wrapping_add(shape.solved.wrapping_mul(shape.solved));
+        weights = weights.wrapping_add(shape.training.min(WEIGHT_ROWS).wrapping_mul(shape.solved));
     }
     heads
 }

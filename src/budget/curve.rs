@@ -26,6 +26,23 @@ pub struct Curve {
 }
 
 impl Curve {
+    /// The error at a length: on the line between the points on either side, at the first or last point outside.
+    #[must_use]
+    pub fn error(&self, length: usize) -> f64 {
+        let above = self.points.partition_point(|point| point.length < length);
+        let (Some(high), Some(low)) = (
+            self.points.get(above).or(self.points.last()),
+            self.points.get(above.saturating_sub(1)),
+        ) else {
+            return 0.0;
+        };
+        if high.length <= low.length || length <= low.length {
+            return if length <= low.length { low.error } else { high.error };
+        }
+        let share = (length.min(high.length) - low.length) as f64 / (high.length - low.length) as f64;
+        low.error + share * (high.error - low.error)
+    }
+
     /// Least length and whole cache of a curve that has points, strictly ascending lengths, and errors that are finite and
     /// not negative.
     ///

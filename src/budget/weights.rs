@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
 use super::json;
 use crate::error::{Error, Result};
@@ -38,6 +39,18 @@ impl Weights {
     pub fn read(path: &Path) -> Result<Self> {
         let measured: Measured = json::read(path, FORMAT, VERSION, "a file that `kvsculpt-llm sensitivity` wrote")?;
         Self::of(&measured).map_err(|reason| Error::file(path, reason))
+    }
+
+    /// A short digest of all weights, by which two files of one name can be told apart.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        use std::fmt::Write as _;
+        let hash = Sha256::digest(format!("{:?}", self.layers));
+        hash.iter().take(4).fold(String::new(), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
     }
 
     /// A head's weight, or its layer's where that layer's heads were not measured; `None` if neither was.

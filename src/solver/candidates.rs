@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 use crate::options::{Anchor, Method, Options, Strength};
 use crate::reference::merged::Sums;
 
+/// Ridges that are tried beside the one given, as factors of it.
+const RIDGE_FACTORS: [f32; 3] = [0.1, 0.3, 4.0];
+
 /// In what order a head's seed pairs are laid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -103,6 +106,15 @@ impl<'a, E: Engine> Batch<'a, E> {
         };
         batch.weigh_mass(engine)?;
         Ok(batch)
+    }
+
+    /// From here on heads have `pairs` free pairs, the first of their own.
+    pub(crate) fn shorten(&mut self, engine: &mut E, pairs: u32) -> Result<()> {
+        self.training.shorten(engine, pairs)?;
+        match &mut self.validation {
+            Some(rows) => rows.shorten(engine, pairs),
+            None => Ok(()),
+        }
     }
 
     /// λ of each head: as given, or times the teacher's mean squared output.
@@ -198,6 +210,39 @@ impl<'a, E: Engine> Batch<'a, E> {
             &mut self.error,
             &mut self.scalars,
             self.scale,
+            &mut self.values,
+        )
+    }
+
+    /// Leaves each of these heads with the ridge that serves its validation rows best, and with values solved by it. The equations are
+    /// those of the last [`refit`](Self::refit), which was made with the ridge as given.
+    pub(crate) fn choose_ridge(&mut self, engine: &mut E, solve: &mut ValueSolve<E>, heads: &[Head]) -> Result<()> {
+        let mut best: Vec<(f64, f32)> = vec![(f64::INFINITY, 1.0); self.training.heads.len()];
+        for (step, factor) in [1.0].into_iter().chain(RIDGE_FACTORS).enumerate() {
+            if step > 0 {
+                solve.scale_ridge(engine, heads, |_| factor)?;
+                solve.solve_again(
+                    engine,
+                    heads,
+                    self.dims.value_dim,
+                    &self.anchor,
+                    &mut self.scalars,
+                    &mut self.values,
+                )?;
+            }
+            for (best, found) in best.iter_mut().zip(self.validate(engine)?) {
+                if let Some(found) = found.filter(|found| found.merged < best.0) {
+                    *best = (found.merged, factor);
+                }
+            }
+        }
+        solve.scale_ridge(engine, heads, |index| best[index].1)?;
+        solve.solve_again(
+            engine,
+            heads,
+            self.dims.value_dim,
+            &self.anchor,
+            &mut self.scalars,
             &mut self.values,
         )
     }

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use super::batches::Work;
 use super::fit::Fitted;
-use super::plan::plan;
+use super::plan::{self, plan};
 use super::problem::Problem;
-use super::{Compression, Observer, Outcome, Request, Timings, size};
+use super::{Compression, Decided, Observer, Outcome, PLANNING, Request, Timings, bias, size};
 use crate::budget::Budgets;
 use crate::cache::{Capture, Compressed, CompressedLayer, Dtype};
 use crate::engine::Engine;
@@ -22,8 +22,28 @@ use crate::options::{Options, Split};
 pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
     request.options.validate()?;
     let layers = chosen_layers(capture, request)?;
-    size::split(capture, &layers, request)
+    let split = size::split(capture, &layers, request)?;
+    let mut heads = Vec::new();
+    for &layer in &layers {
+        let shape = capture.shape(layer)?;
+        if request.options.has_bias() && shape.dim + bias::CHANNELS > MOST_CHANNELS {
+            return Err(Error::option(
+                "--bias",
+                format!(
+                    "layer {layer} has keys of {} channels, and a bias needs room beside at most {}; use --bias off",
+                    shape.dim,
+                    MOST_CHANNELS - bias::CHANNELS
+                ),
+            ));
+        }
+        heads.extend((0..shape.kv_heads).map(|head| (layer, head)));
+    }
+    plan::check(&heads, split, request)?;
+    Ok(split)
 }
+
+/// Channels of keys and values that engines take.
+const MOST_CHANNELS: usize = 256;
 
 /// Compresses a capture.
 ///
@@ -32,9 +52,8 @@ pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
 /// error.
 pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<Compression> {
     let options = &request.options;
-    options.validate()?;
+    let mut split = check(capture, request)?;
     let layers = chosen_layers(capture, request)?;
-    let mut split = size::split(capture, &layers, request)?;
     let mut timings = Timings::default();
 
     let started = Instant::now();
@@ -76,7 +95,7 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     }
     split.free = plan.lengths.iter().sum::<usize>() / heads - split.sinks - split.tail;
 
-    let begin = if plan.measured { PLANNING } else { 0.0 };
+    let begin = if request.decided() == Decided::Beforehand { 0.0 } else { PLANNING };
     work.stage = (begin, 1.0 - begin);
     work.planning = false;
     let fitted = work.fit(&problems.iter().collect::<Vec<_>>(), options, &mut timings)?;
@@ -100,9 +119,6 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     })
 }
 
-/// The part of the work that error curves or a pilot are taken to be, for who watches.
-const PLANNING: f64 = 0.15;
-
 /// What a layer of the short cache will look like.
 #[derive(Clone, Copy, Debug)]
 struct Form {
@@ -123,7 +139,7 @@ impl Form {
             lengths: Vec::new(),
             key: Vec::new(),
             value: Vec::new(),
-            bias: options.bias.then(Vec::new),
+            bias: options.has_bias().then(Vec::new),
             dtype: self.dtype,
         }
     }

@@ -9,7 +9,7 @@ use super::problem::Problem;
 use super::values::ValueSolve;
 use crate::budget::{Curve, Point};
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::{Anchor, Method, Options};
 use crate::reference::merged::Sums;
 
@@ -19,6 +19,9 @@ const RATIO: f64 = std::f64::consts::SQRT_2;
 /// Up to this share of the zone, a quotient, values are solved; above it a solve costs the most and gains the least, and what it
 /// gained at the length before is taken over.
 const SOLVED: (usize, usize) = (11, 20);
+
+/// Values are never solved for more pairs than this: the work grows with their square, and such heads are all but whole.
+const MOST_SOLVED: usize = 2048;
 
 /// The lengths at which errors are found: from `least` on, each about √2 times the one before, all below `zone`; `least` where
 /// that leaves none.
@@ -54,23 +57,36 @@ pub(super) fn all<E: Engine>(
         return Ok(Vec::new());
     };
     let grid = grid(least, zone);
+    let solved = (zone * SOLVED.0 / SOLVED.1).min(MOST_SOLVED);
     let most = grid.last().copied().unwrap_or(least);
-    let sampled: Vec<Problem> = problems.iter().map(|problem| problem.sampled(most, options.curve_rows)).collect();
+    let sampled: Vec<Problem> = problems
+        .iter()
+        .map(|problem| problem.sampled(most, most.min(solved), options.curve_rows))
+        .collect();
+    if let Some(problem) = sampled.iter().find(|problem| problem.rows.validation.is_empty()) {
+        return Err(Error::shape(
+            format!("layer {} head {}", problem.layer, problem.head),
+            "it has too few query rows to hold any out, by which lengths could be decided; give at least 4, or use --budget uniform",
+        ));
+    }
     let members: Vec<&Problem> = sampled.iter().collect();
     let found = work.in_batches(&members, 0, 0, |engine, members, scale, watch| {
-        of_batch(engine, members, &grid, scale, options, watch)
+        of_batch(engine, members, &grid, solved, scale, options, watch)
     })?;
-    let curve = |(problem, found): (&Problem, Vec<Sums>)| {
-        let measured = grid.iter().zip(found).map(|(&free, sums)| Point {
-            length: fixed + free,
-            error: sums.errors().merged,
-        });
-        let whole = Point {
+    let curve = |(problem, found): (&Problem, Vec<f64>)| {
+        let mut points: Vec<Point> = grid
+            .iter()
+            .zip(mended(found))
+            .map(|(&free, error)| Point {
+                length: fixed + free,
+                error,
+            })
+            .filter(|point| point.length < problem.split.tokens)
+            .collect();
+        points.push(Point {
             length: problem.split.tokens,
             error: 0.0,
-        };
-        let mut points: Vec<Point> = measured.filter(|point| point.length < whole.length).collect();
-        points.push(whole);
+        });
         Curve {
             layer: problem.layer,
             head: problem.head,
@@ -80,18 +96,40 @@ pub(super) fn all<E: Engine>(
     Ok(problems.iter().zip(found).map(curve).collect())
 }
 
-/// For each head of a batch, whose `split.free` is the largest length of the grid, the error sums at every length.
+/// Numeric trouble at a length is no reason to give up: the error before it is taken, or that of a head that says nothing.
+fn mended(errors: Vec<f64>) -> Vec<f64> {
+    let mut last = 1.0;
+    let finite = errors.into_iter().map(|error| {
+        if error.is_finite() {
+            last = error;
+        }
+        last
+    });
+    finite.collect()
+}
+
+/// The error that counts; a head whose teacher says nothing, and whose student neither, has none.
+fn error(sums: Option<Sums>) -> f64 {
+    match sums {
+        Some(sums) if sums.merged == 0.0 => 0.0,
+        Some(sums) => sums.errors().merged,
+        None => f64::NAN,
+    }
+}
+
+/// For each head of a batch, whose `split.free` is the largest length of the grid, the error at every length of what the method would
+/// return. Values are solved up to `most` pairs.
 fn of_batch<E: Engine>(
     engine: &mut E,
     problems: &[&Problem],
     grid: &[usize],
+    most: usize,
     scale: f32,
     options: &Options,
     watch: &mut dyn FnMut(f64) -> Result<()>,
-) -> Result<Vec<Vec<Sums>>> {
+) -> Result<Vec<Vec<f64>>> {
     let Some(first) = problems.first() else { return Ok(Vec::new()) };
-    let most = first.split.zone() * SOLVED.0 / SOLVED.1;
-    let fits = matches!(options.method, Method::SelectFit | Method::Kvsculpt);
+    let method = options.method;
     let options = Options {
         // A random draw has no rank.
         method: Method::SelectFit,
@@ -100,42 +138,39 @@ fn of_batch<E: Engine>(
     };
     let mut batch = Batch::new(engine, problems, first.dims, scale, &options, Order::Rank)?;
     let mut solve = ValueSolve::new(engine, first.dims, problems, &batch.training.heads, &batch.sizes, &options)?;
-    let mut found: Vec<Vec<Sums>> = vec![Vec::with_capacity(grid.len()); problems.len()];
+    let mut found: Vec<Vec<f64>> = vec![Vec::with_capacity(grid.len()); problems.len()];
     let mut gains = vec![1.0; problems.len()];
     for (step, &pairs) in grid.iter().enumerate() {
         watch(step as f64 / grid.len() as f64)?;
         let count = u32::try_from(pairs).unwrap_or(u32::MAX);
-        batch.training.shorten(engine, count)?;
-        if let Some(rows) = &mut batch.validation {
-            rows.shorten(engine, count)?;
-        }
+        batch.shorten(engine, count)?;
         // Whatever was solved at the length before is put back to the seed's.
         let heads = batch.training.heads.clone();
         batch.restore(engine, &heads)?;
-        let select = batch.sums(engine)?;
-        let mut candidates = vec![select];
-        let solved = fits && pairs <= most;
+        let mut candidates = vec![batch.sums(engine)?];
+        let solved = matches!(method, Method::SelectFit | Method::Kvsculpt) && pairs <= most;
         if solved {
             batch.refit(engine, &mut solve, &heads)?;
             candidates.push(batch.sums(engine)?);
-            if options.bias {
+            if options.has_bias() {
                 batch.fit_bias(engine, &mut solve, problems, &heads)?;
                 batch.refit(engine, &mut solve, &heads)?;
                 candidates.push(batch.sums(engine)?);
             }
         }
         for (index, found) in found.iter_mut().enumerate() {
-            let of_head = candidates.iter().filter_map(|sums| sums[index]);
-            let (Some(best), Some(select)) = (of_head.min_by(|a, b| a.merged.total_cmp(&b.merged)), candidates[0][index]) else {
-                continue;
+            let errors = candidates.iter().map(|sums| error(sums[index]));
+            let select = error(candidates[0][index]);
+            // Only the whole method returns the best of its candidates; the others return their last, better or not.
+            let returned = match method {
+                Method::Kvsculpt => errors.filter(|error| error.is_finite()).fold(f64::INFINITY, f64::min),
+                _ => errors.last().unwrap_or(select),
             };
-            if solved && select.merged > 0.0 {
-                gains[index] = best.merged / select.merged;
+            let gain = returned / select;
+            if solved && gain.is_finite() {
+                gains[index] = gain;
             }
-            found.push(Sums {
-                merged: select.merged * gains[index],
-                ..best
-            });
+            found.push(if solved { returned } else { select * gains[index] });
         }
     }
     Ok(found)
@@ -143,7 +178,7 @@ fn of_batch<E: Engine>(
 
 #[cfg(test)]
 mod tests {
-    use super::grid;
+    use super::{grid, mended};
 
     #[test]
     fn the_grid_ascends_from_the_least_to_below_the_zone() {
@@ -151,5 +186,10 @@ mod tests {
         assert_eq!(grid(16, 100), [16, 23, 32, 45, 64, 91]);
         assert_eq!(grid(16, 16), [16]);
         assert_eq!(grid(1, 1), [1]);
+    }
+
+    #[test]
+    fn what_is_not_finite_takes_the_error_before_it() {
+        assert_eq!(mended(vec![f64::NAN, 0.5, f64::INFINITY, 0.25]), [1.0, 0.5, 0.5, 0.25]);
     }
 }

@@ -91,14 +91,20 @@ pub(crate) fn fit<E: Engine>(
     if matches!(options.method, Method::SelectFit | Method::Kvsculpt) {
         let mut solve = ValueSolve::new(engine, dims, problems, &batch.training.heads, &batch.sizes, options)?;
         let all = batch.training.heads.clone();
-        timed(&mut timings.values, || batch.refit(engine, &mut solve, &all))?;
+        timed(&mut timings.values, || {
+            batch.refit(engine, &mut solve, &all)?;
+            if options.ridge_search && batch.validation.is_some() {
+                batch.choose_ridge(engine, &mut solve, &all)?;
+            }
+            Ok(())
+        })?;
         let judged = timed(&mut timings.judge, || batch.judge(engine))?;
         // Who asks for select-fit by name gets it, better or not.
         if options.method == Method::Kvsculpt {
             let validation: Vec<_> = judged.iter().map(|judged| judged.validation).collect();
             batch.consider(engine, &mut track, &all, &validation)?;
         }
-        if options.bias {
+        if options.has_bias() {
             timed(&mut timings.values, || {
                 batch.fit_bias(engine, &mut solve, problems, &all)?;
                 batch.refit(engine, &mut solve, &all)
@@ -179,6 +185,8 @@ impl<E: Engine> Batch<'_, E> {
         let mut heads = self.training.heads.clone();
         let mut keys = KeySteps::new(engine, self.dims, &heads, &self.sizes, allowance(options, options.refit_every))?;
         track.stops.fill(Stop::OutOfSteps);
+        // The starts were no refits.
+        track.without_gain.fill(0);
         for head in &heads {
             let index = head.index as usize;
             if matches!(self.options.mass_weight, Strength::Relative(_)) {

@@ -22,9 +22,10 @@ pub use compress::{check, compress};
 
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Scope;
 use crate::budget::{Budgets, Curve, Weights};
 use crate::cache::{Compressed, Dtype};
-use crate::options::{Options, Split};
+use crate::options::{Allocator, Options, Split, Target};
 use crate::reference;
 
 /// What to do with a capture.
@@ -43,6 +44,36 @@ pub struct Request {
     /// Bytes that the arrays of a batch may use together; `None`: those of the machine's largest array, and at least 1 GiB.
     pub memory: Option<u64>,
 }
+
+/// By what every head's length is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Decided {
+    /// It is known before the work.
+    Beforehand,
+    /// Error curves.
+    Curves,
+    /// A pilot of the whole method.
+    Pilot,
+}
+
+impl Request {
+    /// By what lengths are decided.
+    #[must_use]
+    pub fn decided(&self) -> Decided {
+        let options = &self.options;
+        match (options.target, options.budget, options.allocator) {
+            _ if self.budgets.is_some() => Decided::Beforehand,
+            (Some(Target::MaxError(_)), ..) => Decided::Curves,
+            (_, Scope::Uniform, _) => Decided::Beforehand,
+            (_, _, Allocator::Published) => Decided::Pilot,
+            (_, _, Allocator::Curves) => Decided::Curves,
+        }
+    }
+}
+
+/// The part of the work that an [`Observer`] is told while [curves or a pilot](Decided) decide lengths.
+pub const PLANNING: f64 = 0.15;
 
 /// Seconds by stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

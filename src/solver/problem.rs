@@ -22,6 +22,8 @@ pub(crate) struct Problem {
     /// What every query has in the channel of the bias, where keys have one (see [`super::bias`]).
     pub(crate) constant: Option<f32>,
     pub(crate) split: Split,
+    /// The most free pairs that values are ever solved for; `None`: all.
+    pub(crate) solved: Option<usize>,
     /// `[tokens, key_dim]`, after RoPE.
     pub(crate) keys: Arc<[f32]>,
     /// `[tokens, value_dim]`.
@@ -35,26 +37,27 @@ impl Problem {
         let keys = layer.tokens * layer.dim;
         let values = layer.tokens * layer.value_dim;
         let mut rows = rows(capture, layer, head, split, options)?;
-        let constant = options.bias.then(|| bias::widen_rows(&mut rows, layer.dim));
+        let constant = options.has_bias().then(|| bias::widen_rows(&mut rows, layer.dim));
         Ok(Self {
             layer: layer.index,
             head,
             dims: Dims {
-                dim: count(layer.dim + if options.bias { bias::CHANNELS } else { 0 })?,
+                dim: count(layer.dim + if options.has_bias() { bias::CHANNELS } else { 0 })?,
                 value_dim: count(layer.value_dim)?,
             },
             key_dim: layer.dim,
             constant,
             split,
+            solved: None,
             keys: layer.key[head * keys..(head + 1) * keys].into(),
             values: layer.value[head * values..(head + 1) * values].into(),
             rows,
         })
     }
 
-    /// The same head with `free` free pairs and at most about `most` of its training rows, for its error curve. Without
-    /// validation rows every fourth of those is held out.
-    pub(crate) fn sampled(&self, free: usize, most: usize) -> Self {
+    /// The same head with `free` free pairs, values solved for at most `solved` of them, and at most about `most` of its training
+    /// rows, for its error curve. Without validation rows every fourth of those is held out.
+    pub(crate) fn sampled(&self, free: usize, solved: usize, most: usize) -> Self {
         let dim = self.dims.dim as usize;
         let count = self.rows.training.len() / dim;
         let stride = count.div_ceil(most.max(1)).max(1);
@@ -72,9 +75,16 @@ impl Problem {
             target.extend_from_slice(row);
         }
         Self {
+            layer: self.layer,
+            head: self.head,
+            dims: self.dims,
+            key_dim: self.key_dim,
+            constant: self.constant,
             split: Split { free, ..self.split },
+            solved: Some(solved),
+            keys: Arc::clone(&self.keys),
+            values: Arc::clone(&self.values),
             rows,
-            ..self.clone()
         }
     }
 
@@ -96,6 +106,7 @@ impl Problem {
             tokens: count(self.split.tokens)?,
             fixed: count(self.split.sinks + self.split.tail)?,
             free: count(self.split.free)?,
+            solved: count(self.solved.unwrap_or(self.split.free))?,
             training: count(self.rows.training.len() / dim)?,
             validation: count(self.rows.validation.len() / dim)?,
             probe: count(self.rows.probe.len() / dim)?,

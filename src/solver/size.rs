@@ -7,24 +7,35 @@ use crate::cache::{Capture, Compressed, CompressedLayer};
 use crate::error::{Error, Result};
 use crate::options::{Options, Split, Tail, Target};
 
-/// The split of a head where all lengths are the same (of budgets that say it, only sinks and tail); for a target in bytes the largest that fits, for one in errors what the
-/// options' `keep` says, of which only sinks and tail matter then.
+/// The split of a head where all lengths are the same. Where budgets or an error decide lengths, only its sinks and tail count.
 pub(super) fn split(capture: &Capture, layers: &[usize], request: &Request) -> Result<Split> {
     let options = &request.options;
+    if let Some(budgets) = &request.budgets
+        && budgets.tokens() != capture.tokens
+    {
+        return Err(Error::option(
+            "--budgets",
+            format!(
+                "is for a cache of {} tokens, and this one has {}; make budgets of this cache",
+                budgets.tokens(),
+                capture.tokens
+            ),
+        ));
+    }
     if let Some((sinks, tail)) = request.budgets.as_ref().and_then(Budgets::fixed) {
         let options = Options {
             sinks,
             tail: Tail::Pairs(tail),
             ..options.clone()
         };
-        // One free pair: how many each head has the budgets say.
-        return Split::of(capture.tokens, sinks + tail + 1, &options);
+        return Split::least(capture.tokens, &options);
     }
     match options.target {
         Some(Target::Bytes(bytes)) => {
             let kept = pairs_in(capture, layers, request, bytes)?;
             Split::of(capture.tokens, kept, options)
         }
+        Some(Target::MaxError(_)) => Split::least(capture.tokens, options),
         _ => Split::uniform(capture.tokens, options),
     }
 }
@@ -36,7 +47,7 @@ fn pairs_in(capture: &Capture, layers: &[usize], request: &Request, bytes: u64) 
     for &index in layers {
         let shape = capture.shape(index)?;
         let number = request.dtype.unwrap_or(shape.dtype).bytes();
-        let bias = if request.options.bias { 4 } else { 0 };
+        let bias = if request.options.has_bias() { 4 } else { 0 };
         pair += (shape.kv_heads * ((shape.dim + shape.value_dim) * number + bias)) as u64;
     }
     let kept = usize::try_from(bytes.saturating_sub(header) / pair.max(1)).unwrap_or(usize::MAX);
@@ -91,7 +102,7 @@ fn largest_header(capture: &Capture, layers: &[usize], request: &Request) -> Res
             lengths: vec![capture.tokens; shape.kv_heads],
             key: Vec::new(),
             value: Vec::new(),
-            bias: request.options.bias.then(Vec::new),
+            bias: request.options.has_bias().then(Vec::new),
             dtype: request.dtype.unwrap_or(shape.dtype),
         });
     }

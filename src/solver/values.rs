@@ -24,7 +24,10 @@ pub(crate) struct ValueSolve<E: Engine> {
     factor: E::Array,
     rhs: E::Array,
     ridge: E::Array,
+    /// Of each head: absolute, and times its Gram's mean diagonal.
     strengths: Vec<f32>,
+    /// The same as the options have it, for every head.
+    given: [f32; 2],
     /// The heads of the solve in hand.
     table: E::Table,
     /// Heads to factor again.
@@ -53,6 +56,7 @@ impl<E: Engine> ValueSolve<E> {
             rhs: engine.zeros("right-hand side", length(sizes.free_values))?,
             ridge: engine.upload("ridge", &strengths)?,
             strengths,
+            given: ridge,
             table: engine.table(dims, heads)?,
             again: engine.table(dims, heads)?,
         })
@@ -77,12 +81,36 @@ impl<E: Engine> ValueSolve<E> {
         engine.attention(&self.table, &rows.queries, keys, anchor, Some(&rows.base), scale, &mut rows.state)?;
         engine.loss(&self.table, &rows.state, &rows.teacher, mass_weight, error, scalars)?;
         self.normal_equations(engine, &rows.queries, heads, keys, &rows.state, error, scale)?;
+        self.solve_again(engine, heads, rows.value_dim(), anchor, scalars, values)
+    }
+
+    /// Each of these heads gets its ridge times a factor of its own, from the next solve on.
+    pub(crate) fn scale_ridge(&mut self, engine: &mut E, heads: &[Head], factor: impl Fn(usize) -> f32) -> Result<()> {
+        for head in heads {
+            let index = head.index as usize;
+            for place in [2 * index, 2 * index + 1] {
+                self.strengths[place] = self.given[place % 2] * factor(index);
+            }
+        }
+        engine.write(&mut self.ridge, &self.strengths)
+    }
+
+    /// Solves the equations of the last [`solve`](Self::solve) once more, with the ridge of now.
+    pub(crate) fn solve_again(
+        &mut self,
+        engine: &mut E,
+        heads: &[Head],
+        value_dim: u32,
+        anchor: &E::Array,
+        scalars: &mut E::Array,
+        values: &mut E::Array,
+    ) -> Result<()> {
         let strengths = self.strengths.clone();
         let failed = self.factor(engine, heads, &strengths, scalars)?;
         engine.solve(&self.table, &self.factor, &self.rhs, anchor, values)?;
         if !failed.is_empty() {
             engine.set_table(&mut self.again, &failed)?;
-            engine.copy_pairs(&self.again, rows.value_dim(), anchor, values)?;
+            engine.copy_pairs(&self.again, value_dim, anchor, values)?;
         }
         Ok(())
     }

@@ -374,7 +374,7 @@ fn help_tells_the_values_of_both_presets() {
     for words in [
         "Which heads share a length [default: head; published: uniform]",
         "[default: curves; published: published]",
-        "Training rows of a head that its error curve is made from [default: 1024]",
+        "Training rows of a head that its error curve is made from [default: 512]",
         "[default: off]",
     ] {
         assert!(help.contains(words), "{help} lacks {words}");

@@ -8,7 +8,6 @@ use kvsculpt::solver::{Request, check};
 use kvsculpt::{Error, Result};
 
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
-use crate::lengths::decided;
 use crate::progress::Progress;
 use crate::report::{Report, Written};
 use crate::{Talk, engine, print, print_json, table};
@@ -58,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     lengths.complete(&mut request, &capture.layers)?;
     check(&capture, &request)?;
     let mut machine = engine::open(&arguments.engine, talk)?;
-    let mut progress = Progress::new(talk, decided(&request));
+    let mut progress = Progress::new(talk, request.decided());
     let compression = machine.compress(&capture, &request, &mut progress)?;
     progress.finish();
     let write = Instant::now();
@@ -104,6 +103,10 @@ fn check_outputs(arguments: &Arguments) -> Result<()> {
             "is the capture itself, which would be lost; choose another path for --output",
         );
     }
+    let mut sources = arguments.options.lengths.sources();
+    if let Some(source) = sources.find(|source| is_same(output, source)) {
+        return refuse(source, "is read, and would be lost; choose another path for --output");
+    }
     Compressed::check_writable(output)?;
     let Some(budgets) = arguments.options.lengths.destination() else {
         return Ok(());
@@ -112,6 +115,12 @@ fn check_outputs(arguments: &Arguments) -> Result<()> {
         return refuse(
             budgets,
             "is the capture or the output, which would be lost; choose another path for --save-budgets",
+        );
+    }
+    if arguments.options.lengths.sources().any(|source| is_same(budgets, source)) {
+        return refuse(
+            budgets,
+            "is read, and what it says of other layers would be lost; choose another path for --save-budgets",
         );
     }
     Compressed::check_writable(budgets)

@@ -8,7 +8,7 @@ use kvsculpt::solver::{Request, check};
 use kvsculpt::{Options, Result};
 
 use crate::arguments::{EngineArguments, Switch, replace};
-use crate::lengths::{ScopeKind, decided};
+use crate::lengths::ScopeKind;
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::{Talk, engine, print, print_json, table};
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     if !arguments.json {
         print(INTRODUCTION)?;
     }
-    let mut progress = Progress::new(talk, decided(&request));
+    let mut progress = Progress::new(talk, request.decided());
     let compression = machine.compress(&capture, &request, &mut progress)?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();

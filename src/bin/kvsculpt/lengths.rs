@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use kvsculpt::budget::{Budgets, Scope, Weights};
 use kvsculpt::options::{Allocator, Target};
-use kvsculpt::solver::Request;
+use kvsculpt::solver::{Decided, Request};
 use kvsculpt::{Error, Options, Result};
 
 use crate::arguments::{bytes, replace, with_presets};
@@ -128,7 +128,7 @@ impl LengthArguments {
             request.budgets = Some(budgets);
         }
         if let Some(path) = &self.sensitivities {
-            if decided(request) != Decided::Curves {
+            if request.decided() != Decided::Curves {
                 return Err(Error::Options {
                     option: "--sensitivities",
                     reason:
@@ -145,6 +145,11 @@ impl LengthArguments {
             })?);
         }
         Ok(())
+    }
+
+    /// Files that are read beside the capture.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &Path> {
+        self.budgets.iter().chain(&self.sensitivities).map(PathBuf::as_path)
     }
 
     /// Where lengths are to be written, if anywhere.
@@ -168,29 +173,6 @@ fn keep_of(budgets: &Budgets, layers: &[usize], options: &mut Options) {
     } else if heads > 0 {
         // Nothing is dropped, which no fraction below 1 says.
         options.target = Some(Target::Tokens(budgets.tokens()));
-    }
-}
-
-/// By what every head's length is decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decided {
-    /// It is known before the work.
-    Beforehand,
-    /// Error curves.
-    Curves,
-    /// A pilot of the whole method.
-    Pilot,
-}
-
-/// By what this request's lengths are decided.
-pub(crate) fn decided(request: &Request) -> Decided {
-    let options = &request.options;
-    match (options.target, options.budget, options.allocator) {
-        _ if request.budgets.is_some() => Decided::Beforehand,
-        (Some(Target::MaxError(_)), ..) => Decided::Curves,
-        (_, Scope::Uniform, _) => Decided::Beforehand,
-        (_, _, Allocator::Published) => Decided::Pilot,
-        _ => Decided::Curves,
     }
 }
 
@@ -225,20 +207,5 @@ mod tests {
         assert_eq!(of(&[0, 1, 2]), (0.6, None));
         assert_eq!(of(&[1]).1, Some(Target::Tokens(100)));
         assert_eq!(of(&[7]), (Options::default().keep, None));
-    }
-
-    #[test]
-    fn lengths_are_decided_by_what_the_solver_asks_first() {
-        let mut request = Request::default();
-        assert_eq!(decided(&request), Decided::Curves);
-        request.options = Options::published();
-        assert_eq!(decided(&request), Decided::Beforehand);
-        request.options.target = Some(Target::MaxError(0.1));
-        assert_eq!(decided(&request), Decided::Curves);
-        request.options.target = None;
-        request.options.budget = Scope::Layer;
-        assert_eq!(decided(&request), Decided::Pilot);
-        request.budgets = Some(budgets(&[(0, &[10])]));
-        assert_eq!(decided(&request), Decided::Beforehand);
     }
 }

@@ -3,13 +3,9 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kvsculpt::solver::Observer;
+use kvsculpt::solver::{Decided, Observer, PLANNING};
 
 use crate::Talk;
-use crate::lengths::Decided;
-
-/// The part of the work in which lengths are decided, where they are not known beforehand.
-const PLANNING: f64 = 0.15;
 
 /// Steps of the bar; finer than a terminal can show.
 const STEPS: u64 = 10_000;
@@ -20,8 +16,6 @@ pub(crate) struct Progress {
     /// When work began, after reading and planning, and how far the bar was then; the time left is judged from there.
     began: Option<(Instant, f64)>,
     decided: Decided,
-    /// How far the work was last.
-    last: f64,
 }
 
 impl Progress {
@@ -39,12 +33,7 @@ impl Progress {
         }
         bar.set_message("reading");
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self {
-            bar,
-            began: None,
-            decided,
-            last: 0.0,
-        }
+        Self { bar, began: None, decided }
     }
 
     /// Takes the bar away, so that what follows starts on an empty line.
@@ -64,15 +53,10 @@ impl Observer for Progress {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a fraction of a small number")]
         let position = (fraction.clamp(0.0, 1.0) * STEPS as f64) as u64;
         self.bar.set_position(position);
-        if fraction < self.last {
-            // The pilot is over, and the work itself begins.
-            self.decided = Decided::Beforehand;
-        }
-        self.last = fraction;
         let planning = match self.decided {
-            Decided::Beforehand => None,
-            Decided::Curves => (fraction < PLANNING).then_some("measuring error curves"),
-            Decided::Pilot => Some("a pilot decides lengths"),
+            Decided::Curves if fraction < PLANNING => Some("measuring error curves"),
+            Decided::Pilot if fraction < PLANNING => Some("a pilot decides lengths"),
+            _ => None,
         };
         // How long the work itself takes is not known before it begins.
         if let Some(planning) = planning {

@@ -78,7 +78,7 @@ pub enum Switch {
 /// What each head's error weighs, by a file of sensitivities.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weighing {
-    /// The file's name, and the power where it is not the usual one.
+    /// The file's name, a digest of what it says, and the power where that is not the usual one.
     pub name: String,
     weights: Weights,
 }
@@ -90,7 +90,7 @@ impl Weighing {
     /// As [`Weights::read`] and [`Weights::powered`].
     pub fn read(path: &Path, power: f64) -> Result<Self> {
         let weights = Weights::read(path)?.powered(power).with_context(|| path.display().to_string())?;
-        let name = name(path);
+        let name = format!("{} {}", name(path), weights.digest());
         Ok(Self {
             name: if power == POWER {
                 name
