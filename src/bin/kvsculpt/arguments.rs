@@ -168,6 +168,11 @@ struct FinerArguments {
         |options| written(options.ridge),
     ))]
     ridge: Option<Strength>,
+    #[arg(long, value_enum, value_name = "on|off", help = with_presets(
+        "Let each head take the best of several ridges around that one, by the rows held out",
+        |options| if options.ridge_search { "on".into() } else { "off".into() },
+    ))]
+    ridge_search: Option<Switch>,
     #[arg(long, value_enum, help = with_presets("What the ridge pulls values toward", |options| match options.anchor {
         Anchor::Zero => "zero".into(),
         Anchor::Seed => "seed".into(),
@@ -243,6 +248,7 @@ impl FinerArguments {
     fn put_over(&self, options: &mut Options) {
         replace(&mut options.mass_weight, self.mass_weight);
         replace(&mut options.ridge, self.ridge);
+        replace(&mut options.ridge_search, self.ridge_search.map(|search| search == Switch::On));
         replace(
             &mut options.anchor,
             self.anchor.map(|anchor| match anchor {
