@@ -159,12 +159,12 @@ fn of_batch<E: Engine>(
             }
         }
         for (index, found) in found.iter_mut().enumerate() {
-            let errors = candidates.iter().map(|sums| error(sums[index]));
+            let mut errors = candidates.iter().map(|sums| error(sums[index]));
             let select = error(candidates[0][index]);
             // Only the whole method returns the best of its candidates; the others return their last, better or not.
             let returned = match method {
                 Method::Kvsculpt => errors.filter(|error| error.is_finite()).fold(f64::INFINITY, f64::min),
-                _ => errors.last().unwrap_or(select),
+                _ => errors.next_back().unwrap_or(select),
             };
             let gain = returned / select;
             if solved && gain.is_finite() {
