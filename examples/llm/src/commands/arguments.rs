@@ -267,12 +267,13 @@ mod tests {
         let path = folder.path().join("small.json");
         let file = r#"{"format": "kv-sensitivity", "version": 1, "layers": [{"layer": 0, "sensitivity": 2.0}]}"#;
         std::fs::write(&path, file).unwrap();
+        let digest = kvsculpt::budget::Weights::read(&path).unwrap().digest();
         let given = |more: &[&str]| labels(&[&["--method", "select", "--sensitivities", path.to_str().unwrap()], more].concat());
         assert_eq!(
             given(&["--budget", "uniform,layer"]).unwrap(),
             [
-                "select (default, budget: uniform) at keep 0.3",
-                "select (default, budget: layer, sensitivities: small) at keep 0.3"
+                "select (default, budget: uniform) at keep 0.3".to_owned(),
+                format!("select (default, budget: layer, sensitivities: small {digest}) at keep 0.3")
             ]
         );
         let refused = format!("{:#}", given(&["--preset", "published"]).unwrap_err());
