@@ -35,21 +35,21 @@ pub(crate) struct Batch<'a, E: Engine> {
     pub(crate) sizes: Workspace,
     pub(crate) training: RowSet<E>,
     pub(crate) validation: Option<RowSet<E>>,
-    pub(crate) probe: Option<RowSet<E>>,
+    probe: Option<RowSet<E>>,
     pub(crate) mass_weights: Vec<f32>,
     pub(crate) mass_weight: E::Array,
     /// The teacher's mean squared output of each head.
     pub(crate) scales: Vec<f64>,
     /// What the ridge pulls toward.
-    pub(crate) anchor: E::Array,
+    anchor: E::Array,
     pub(crate) keys: E::Array,
     pub(crate) values: E::Array,
-    pub(crate) best_keys: E::Array,
-    pub(crate) best_values: E::Array,
+    best_keys: E::Array,
+    best_values: E::Array,
     pub(crate) error: E::Array,
     pub(crate) scalars: E::Array,
     /// Heads of a change in hand.
-    pub(crate) chosen: E::Table,
+    chosen: E::Table,
 }
 
 impl<'a, E: Engine> Batch<'a, E> {
@@ -142,7 +142,7 @@ impl<'a, E: Engine> Batch<'a, E> {
     }
 
     /// The sums of the loss on the training rows for the keys and values in hand.
-    pub(crate) fn training_sums(&mut self, engine: &mut E) -> Result<Vec<f32>> {
+    fn training_sums(&mut self, engine: &mut E) -> Result<Vec<f32>> {
         let Self {
             training: rows,
             keys,
@@ -221,14 +221,7 @@ impl<'a, E: Engine> Batch<'a, E> {
         for (step, factor) in [1.0].into_iter().chain(RIDGE_FACTORS).enumerate() {
             if step > 0 {
                 solve.scale_ridge(engine, heads, |_| factor)?;
-                solve.solve_again(
-                    engine,
-                    heads,
-                    self.dims.value_dim,
-                    &self.anchor,
-                    &mut self.scalars,
-                    &mut self.values,
-                )?;
+                self.solve_again(engine, solve, heads)?;
             }
             for (best, found) in best.iter_mut().zip(self.validate(engine)?) {
                 if let Some(found) = found.filter(|found| found.merged < best.0) {
@@ -237,6 +230,11 @@ impl<'a, E: Engine> Batch<'a, E> {
             }
         }
         solve.scale_ridge(engine, heads, |index| best[index].1)?;
+        self.solve_again(engine, solve, heads)
+    }
+
+    /// The values of these heads by the equations of the last refit and the ridge of now.
+    fn solve_again(&mut self, engine: &mut E, solve: &mut ValueSolve<E>, heads: &[Head]) -> Result<()> {
         solve.solve_again(
             engine,
             heads,

@@ -30,8 +30,8 @@ pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], spli
     let options = &request.options;
     let heads: Vec<(usize, usize)> = problems.iter().map(|problem| (problem.layer, problem.head)).collect();
     let lengths = match (request.decided(), &request.budgets) {
-        (Decided::Curves, _) => return by_curves(work, problems, split, request),
-        (Decided::Pilot, _) => by_pilot(work, problems, split, options)?,
+        (Decided::Curves, _) => return by_curves(work, problems, &heads, split, request),
+        (Decided::Pilot, _) => by_pilot(work, problems, &heads, split, options)?,
         (Decided::Beforehand, Some(budgets)) => given(budgets, &heads, split)?,
         (Decided::Beforehand, None) => vec![uniform(split, options.page)?; heads.len()],
     };
@@ -121,7 +121,13 @@ fn least(split: Split) -> usize {
 }
 
 /// The paper's rule: a pilot of the whole method at the uniform length, shares by the square root of its loss.
-fn by_pilot<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], split: Split, options: &Options) -> Result<Vec<usize>> {
+fn by_pilot<E: Engine>(
+    work: &mut Work<'_, E>,
+    problems: &[Problem],
+    heads: &[(usize, usize)],
+    split: Split,
+    options: &Options,
+) -> Result<Vec<usize>> {
     let scope = options.budget;
     let pilot = Options {
         method: Method::Kvsculpt,
@@ -131,12 +137,11 @@ fn by_pilot<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], split: Spli
     let mut timings = Timings::default();
     let fitted = work.fit(&problems.iter().collect::<Vec<_>>(), &pilot, &mut timings)?;
     let losses: Vec<f64> = fitted.iter().map(|head| head.outcome.result.loss).collect();
-    let heads: Vec<(usize, usize)> = problems.iter().map(|problem| (problem.layer, problem.head)).collect();
     let (least, zone, fixed) = (least(split), split.zone(), split.sinks + split.tail);
     let allocate = |total: usize| {
         let free = total.saturating_sub(fixed * heads.len());
         let shares = match scope {
-            Scope::Layer => by_layer(&heads, &losses, least, zone, free)?,
+            Scope::Layer => by_layer(heads, &losses, least, zone, free)?,
             _ => {
                 let layers: Vec<usize> = heads.iter().map(|head| head.0).collect();
                 budget::published(&layers, &losses, least, zone, free)?
@@ -164,10 +169,15 @@ fn by_layer(heads: &[(usize, usize)], losses: &[f64], least: usize, most: usize,
 }
 
 /// Curves of every head, and the lengths that serve the target best by them.
-fn by_curves<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], split: Split, request: &Request) -> Result<Plan> {
+fn by_curves<E: Engine>(
+    work: &mut Work<'_, E>,
+    problems: &[Problem],
+    heads: &[(usize, usize)],
+    split: Split,
+    request: &Request,
+) -> Result<Plan> {
     let options = &request.options;
-    let heads: Vec<(usize, usize)> = problems.iter().map(|problem| (problem.layer, problem.head)).collect();
-    let weights = weights(&heads, request)?;
+    let weights = weights(heads, request)?;
     let fixed = split.sinks + split.tail;
     let curves = curves::all(work, problems, least(split), fixed, options)?;
     let allocate = |total: usize| budget::allocate(&curves, &weights, options.budget, options.page, total);

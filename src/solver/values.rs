@@ -23,6 +23,8 @@ pub(crate) struct ValueSolve<E: Engine> {
     gram: E::Array,
     factor: E::Array,
     rhs: E::Array,
+    /// Floats that are solved for, of all heads.
+    solved: usize,
     ridge: E::Array,
     /// Of each head: absolute, and times its Gram's mean diagonal.
     strengths: Vec<f32>,
@@ -49,11 +51,13 @@ impl<E: Engine> ValueSolve<E> {
             Strength::Relative(strength) => [0.0, strength as f32],
         };
         let strengths = ridge.repeat(problems.len());
+        let solved = length(sizes.free_values);
         Ok(Self {
             weights: engine.zeros("weights", length(sizes.weights))?,
             gram: engine.zeros("gram", length(sizes.squares))?,
             factor: engine.zeros("factor", length(sizes.squares))?,
-            rhs: engine.zeros("right-hand side", length(sizes.free_values))?,
+            rhs: engine.zeros("right-hand side", solved)?,
+            solved,
             ridge: engine.upload("ridge", &strengths)?,
             strengths,
             given: ridge,
@@ -106,7 +110,22 @@ impl<E: Engine> ValueSolve<E> {
         values: &mut E::Array,
     ) -> Result<()> {
         let strengths = self.strengths.clone();
-        let failed = self.factor(engine, heads, &strengths, scalars)?;
+        self.finish(engine, heads, value_dim, &strengths, anchor, scalars, values)
+    }
+
+    /// `values ← anchor + (G + ρ I)⁻¹ R` with the ridge that is in the array, `strengths`.
+    #[allow(clippy::too_many_arguments, reason = "an operation of mathematics, named after its operands")]
+    fn finish(
+        &mut self,
+        engine: &mut E,
+        heads: &[Head],
+        value_dim: u32,
+        strengths: &[f32],
+        anchor: &E::Array,
+        scalars: &mut E::Array,
+        values: &mut E::Array,
+    ) -> Result<()> {
+        let failed = self.factor(engine, heads, strengths, scalars)?;
         engine.solve(&self.table, &self.factor, &self.rhs, anchor, values)?;
         if !failed.is_empty() {
             engine.set_table(&mut self.again, &failed)?;
@@ -148,16 +167,10 @@ impl<E: Engine> ValueSolve<E> {
         #[allow(clippy::cast_possible_truncation, reason = "a strength needs no more than single precision")]
         let strengths = [0.0, ridge as f32].repeat(self.strengths.len() / 2);
         engine.write(&mut self.ridge, &strengths)?;
-        let failed = self.factor(engine, heads, &strengths, scalars)?;
+        let ones = engine.upload("ones", &vec![1.0; self.solved])?;
+        let mut solved = engine.zeros("multipliers", self.solved)?;
+        self.finish(engine, heads, rows.value_dim(), &strengths, &ones, scalars, &mut solved)?;
         engine.write(&mut self.ridge, &self.strengths)?;
-        let length = engine.read(&self.rhs)?.len();
-        let ones = engine.upload("ones", &vec![1.0; length])?;
-        let mut solved = engine.zeros("multipliers", length)?;
-        engine.solve(&self.table, &self.factor, &self.rhs, &ones, &mut solved)?;
-        if !failed.is_empty() {
-            engine.set_table(&mut self.again, &failed)?;
-            engine.copy_pairs(&self.again, rows.value_dim(), &ones, &mut solved)?;
-        }
         engine.read(&solved)
     }
 
