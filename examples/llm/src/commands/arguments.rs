@@ -149,9 +149,10 @@ pub struct VariantArguments {
     /// Sensitivities count to this power: 1 as they are, 0 not at all
     #[arg(long, value_name = "POWER", default_value_t = POWER, requires = "sensitivities")]
     sensitivity_power: f64,
-    /// Options put over every preset, by their names in the library: '{"steps": 20}'
+    /// Options put over every preset, by their names in the library: '{"steps": 20}'; given several times, each is a way of its own ('{}'
+    /// changes nothing)
     #[arg(long, value_name = "JSON")]
-    set: Option<String>,
+    set: Vec<String>,
 }
 
 impl VariantArguments {
@@ -162,11 +163,12 @@ impl VariantArguments {
     pub fn variants(&self) -> Result<Vec<Variant>> {
         let weighing = self.sensitivities.as_deref();
         let weighing = weighing.map(|path| Weighing::read(path, self.sensitivity_power)).transpose()?;
+        let sets = or_the_preset(&self.set);
         let mut variants: Vec<Variant> = Vec::new();
         for &keep in &self.keep {
             for &method in &self.method {
-                for &preset in &self.preset {
-                    let variant = Variant::new(method, preset, keep, self.set.as_deref())?;
+                for (&preset, changes) in self.preset.iter().flat_map(|preset| sets.iter().map(move |set| (preset, set))) {
+                    let variant = Variant::new(method, preset, keep, changes.as_deref())?;
                     for variant in self.chosen(&variant) {
                         let variant = match &weighing {
                             Some(weighing) => variant.weighed(weighing),
@@ -197,11 +199,11 @@ impl VariantArguments {
 }
 
 /// Each value; where there is none the preset's.
-fn or_the_preset<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+fn or_the_preset<T: Clone>(values: &[T]) -> Vec<Option<T>> {
     if values.is_empty() {
         vec![None]
     } else {
-        values.iter().copied().map(Some).collect()
+        values.iter().cloned().map(Some).collect()
     }
 }
 
@@ -257,6 +259,14 @@ mod tests {
         assert_eq!(
             labels(&["--method", "select", "--preset", "default,published"]).unwrap(),
             ["select (default) at keep 0.3", "select (published) at keep 0.3"]
+        );
+        assert_eq!(
+            labels(&["--method", "kvsculpt", "--set", "{}", "--set", r#"{"steps": 3}"#, "--set", r#"{"sinks": 0}"#]).unwrap(),
+            [
+                "kvsculpt (default) at keep 0.3",
+                "kvsculpt (default, steps: 3) at keep 0.3",
+                "kvsculpt (default, sinks: 0) at keep 0.3"
+            ]
         );
         assert!(labels(&["--budget", "half"]).is_err() && labels(&["--bias", "maybe"]).is_err());
     }
