@@ -252,7 +252,7 @@ mod tests {
             "full (default) at keep 1",
             "kvsculpt (default, bias: on) at keep 0.3",
             "kvsculpt (default) at keep 0.3",
-            "kvsculpt (default, budget: uniform, bias: on) at keep 0.3",
+            "kvsculpt (default, bias: on, budget: uniform) at keep 0.3",
             "kvsculpt (default, budget: uniform) at keep 0.3",
         ];
         assert_eq!(all, expected);
@@ -261,7 +261,17 @@ mod tests {
             ["select (default) at keep 0.3", "select (published) at keep 0.3"]
         );
         assert_eq!(
-            labels(&["--method", "kvsculpt", "--set", "{}", "--set", r#"{"steps": 3}"#, "--set", r#"{"sinks": 0}"#]).unwrap(),
+            labels(&[
+                "--method",
+                "kvsculpt",
+                "--set",
+                "{}",
+                "--set",
+                r#"{"steps": 3}"#,
+                "--set",
+                r#"{"sinks": 0}"#
+            ])
+            .unwrap(),
             [
                 "kvsculpt (default) at keep 0.3",
                 "kvsculpt (default, steps: 3) at keep 0.3",

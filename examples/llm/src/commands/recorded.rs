@@ -29,6 +29,11 @@ impl Recorded {
         Self::of(options).is_ok_and(|options| options == *self)
     }
 
+    /// Every option, by name.
+    pub fn all(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.0.iter()
+    }
+
     /// The value of an option; none if it was not recorded.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::recorded::Recorded;
 use super::variant::{MethodKind, PresetKind, Variant};
 
-/// A way to shorten a cache as the arguments spell it, with its budget, bias and sensitivities where they differ from the preset's.
+/// A way to shorten a cache as the arguments spell it, with the options that differ from the preset's, and sensitivities.
 #[must_use]
 pub fn label(variant: &Variant) -> String {
     let options = Recorded::of(&variant.options).ok();
@@ -20,21 +20,21 @@ pub fn label(variant: &Variant) -> String {
     )
 }
 
-/// Budget and bias where they differ from the preset's, and sensitivities where there are any: `, budget: layer, bias: on`.
+/// Options that differ from the preset's, and sensitivities where there are any: `, bias: on, budget: layer`. Method and keep are
+/// told elsewhere.
 #[must_use]
 pub fn changed(preset: PresetKind, options: Option<&Recorded>, sensitivities: Option<&str>) -> String {
     let usual = Recorded::of(&preset.options()).ok();
     let mut told = String::new();
-    for name in ["budget", "bias"] {
-        let value = options.and_then(|options| options.get(name));
-        if value.is_none() || value == usual.as_ref().and_then(|usual| usual.get(name)) {
+    for (name, value) in options.into_iter().flat_map(Recorded::all) {
+        if ["method", "keep"].contains(&name.as_str()) || Some(value) == usual.as_ref().and_then(|usual| usual.get(name)) {
             continue;
         }
         let value = match value {
-            Some(Value::Bool(true)) => "on".to_owned(),
-            Some(Value::Bool(false)) => "off".to_owned(),
-            Some(Value::String(text)) => text.clone(),
-            other => other.map_or_else(String::new, Value::to_string),
+            Value::Bool(true) => "on".to_owned(),
+            Value::Bool(false) => "off".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
         };
         told.push_str(&format!(", {name}: {value}"));
     }
@@ -103,7 +103,7 @@ mod tests {
         let variant = Variant::new(MethodKind::Select, PresetKind::Published, 0.3, None).unwrap();
         assert_eq!(label(&variant), "select (published) at keep 0.3");
         let changed = variant.with(Some(ScopeKind::Layer), Some(Switch::On));
-        assert_eq!(label(&changed), "select (published, budget: layer, bias: on) at keep 0.3");
+        assert_eq!(label(&changed), "select (published, bias: on, budget: layer) at keep 0.3");
         let usual = changed.with(Some(ScopeKind::Uniform), Some(Switch::Off));
         assert_eq!(label(&usual), "select (published) at keep 0.3");
         assert_eq!(
