@@ -12,6 +12,7 @@
 //! | state | `[Σ rows, value_dim + 4]` | attention's outcome: output, mass, 0, 0, 0 |
 //! | error | `[Σ rows, value_dim + 4]` | `e = ŷ − y`, then `e·ŷ − λδ`, `l̂`, `δ = l̂ − l`, 0 |
 //! | scores | `[Σ pairs]` | summed weight of each key |
+//! | effects | `[Σ pairs]` | what is lost with each pair |
 //! | weights | `[heads: min(rows, WEIGHT_ROWS) × pairs]` | one block a head |
 //! | gram, factor | `[heads: pairs × pairs]` | row-major; only the lower triangle has meaning |
 //! | scalars | `[heads, SCALARS]` | a few numbers a head, named in [`scalar`] |
@@ -196,7 +197,7 @@ pub trait Engine {
     fn upload(&mut self, label: &'static str, data: &[f32]) -> Result<Self::Array>;
 
     /// Like [`Engine::upload`] for the keys and values of a full cache: stored in half precision where the
-    /// machine can and where no element changes by it. Such an array may be given to `attention` and `scores` only.
+    /// machine can and where no element changes by it. Such an array may be given to `attention`, `scores` and `effects` only.
     ///
     /// # Errors
     /// Out of memory, naming the array and its bytes.
@@ -251,6 +252,23 @@ pub trait Engine {
         state: &Self::Array,
         scale: f32,
         scores: &mut Self::Array,
+    ) -> Result<()>;
+
+    /// What attention would lose with each pair, were it dropped alone: `effect_j = Σ_q p_qj² ‖v_j − y_q / 2‖²`, at the same places as
+    /// the keys; [`reference::effects`](crate::reference::effects) derives it. The state is that of attention over all the pairs.
+    ///
+    /// # Errors
+    /// What the machine reports at once.
+    #[allow(clippy::too_many_arguments, reason = "the operands of the formula")]
+    fn effects(
+        &mut self,
+        table: &Self::Table,
+        queries: &Self::Array,
+        keys: &Self::Array,
+        values: &Self::Array,
+        state: &Self::Array,
+        scale: f32,
+        effects: &mut Self::Array,
     ) -> Result<()>;
 
     /// Error rows and the sums [`scalar::OUTPUT`], [`scalar::MASS`], [`scalar::SCALE`], [`scalar::NOT_FINITE`].

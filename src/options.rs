@@ -12,12 +12,24 @@ use crate::error::{Error, Result};
 pub enum Method {
     /// Pairs drawn at random from the zone, kept as they are: the floor every method must beat.
     Random,
-    /// The zone's pairs of highest summed attention, kept as they are.
+    /// The zone's pairs that rank highest, kept as they are.
     Select,
     /// The same keys with values solved by least squares.
     SelectFit,
     /// Keys by L-BFGS, values by least squares, in turn.
     Kvsculpt,
+}
+
+/// By what the zone's pairs are ranked, from which the seed takes the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Ranking {
+    /// The attention a pair gets, summed over the training rows, as published.
+    Attention,
+    /// What the output of attention would lose with the pair, squared and summed over the training rows: a pair counts for nothing whose
+    /// value says what the others say ([`reference::effects`](crate::reference::effects)).
+    Effect,
 }
 
 /// How many of the newest pairs stay as they are.
@@ -63,6 +75,8 @@ pub struct Options {
     /// How large the short cache is to be, in place of `keep`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
+    /// By what the zone's pairs are ranked.
+    pub ranking: Ranking,
     /// How many of the first pairs stay as they are.
     pub sinks: usize,
     /// How many of the newest pairs stay as they are.
@@ -154,6 +168,7 @@ impl Options {
             method: Method::Kvsculpt,
             keep: 0.3,
             target: None,
+            ranking: Ranking::Attention,
             sinks: 0,
             tail: Tail::Pairs(256),
             steps: 100,
@@ -258,6 +273,7 @@ impl Default for Options {
     /// published context rows and half its newest ones, few steps, and validation rows that decide.
     fn default() -> Self {
         Self {
+            ranking: Ranking::Effect,
             sinks: 4,
             tail: Tail::Auto,
             steps: 6,

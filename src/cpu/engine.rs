@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Array, CpuEngine, Table, attention, evaluate, layout, lbfgs, loss, values};
+use super::{Array, CpuEngine, Table, attention, effects, evaluate, layout, lbfgs, loss, values};
 use crate::engine::{Dims, Engine, Evaluated, Evaluation, Head, History};
 use crate::error::{Error, Result};
 
@@ -112,6 +112,19 @@ impl Engine for CpuEngine {
 
     fn scores(&mut self, table: &Table, queries: &Array, keys: &Array, state: &Array, scale: f32, scores: &mut Array) -> Result<()> {
         attention::scores(table, queries, keys, state, scale, scores)
+    }
+
+    fn effects(
+        &mut self,
+        table: &Table,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        state: &Array,
+        scale: f32,
+        effects: &mut Array,
+    ) -> Result<()> {
+        effects::effects(table, queries, keys, values, state, scale, effects)
     }
 
     fn loss(

@@ -147,6 +147,35 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// Adds a block of rows to the effects of its columns' pairs. `scores` are logits, `products` are `−v·y` and `norms` `‖v‖²`; a row of
+    /// the state is `[y: value_dim, l, …]`.
+    pub(super) fn add_effects<'a>(
+        scores: &'a [f32],
+        products: &'a [f32],
+        columns: usize,
+        state: &'a [f32],
+        value_dim: usize,
+        norms: &'a [f32],
+        effects: &'a mut [f32],
+    ) -> () {
+        let rows = scores.chunks_exact(columns).zip(products.chunks_exact(columns));
+        for ((scores, products), state) in rows.zip(state.chunks_exact(value_dim + 4)) {
+            let mut quarter = 0.0;
+            for output in &state[..value_dim] {
+                quarter += 0.25 * output * output;
+            }
+            let mass = state[value_dim];
+            for (((effect, score), product), norm) in effects.iter_mut().zip(scores).zip(products).zip(norms) {
+                let weight = exponential(score - mass);
+                let distance = norm + product + quarter;
+                let distance = if distance > 0.0 { distance } else { 0.0 };
+                *effect += weight * weight * distance;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 //! bit for bit, on any number of threads and in any batch.
 
 mod attention;
+mod effects;
 mod engine;
 mod evaluate;
 mod exponential;

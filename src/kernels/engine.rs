@@ -8,6 +8,7 @@ use half::f16;
 use super::attention::{self, Attention};
 use super::cholesky::Cholesky;
 use super::copy_pairs::CopyPairs;
+use super::effects::Effects;
 use super::gram::Gram;
 use super::key_gradient::KeyGradient;
 use super::lbfgs_curvature::LbfgsCurvature;
@@ -45,6 +46,7 @@ pub struct GpuEngine {
 struct Kernels {
     spec: Spec,
     attention: HashMap<(Element, Element), Attention>,
+    effects: HashMap<(Element, Element), Effects>,
     scores: HashMap<Element, Scores>,
     cholesky: Option<Cholesky>,
     copy_pairs: Option<CopyPairs>,
@@ -68,6 +70,7 @@ impl Kernels {
         Self {
             spec,
             attention: HashMap::new(),
+            effects: HashMap::new(),
             scores: HashMap::new(),
             cholesky: None,
             copy_pairs: None,
@@ -260,6 +263,33 @@ impl Engine for GpuEngine {
         for group in groups {
             kernels.scores[&store].record(gpu, table, group, [queries, keys, state, &partial], scale)?;
             sum.record(gpu, table, group, 1, &partial, scores)?;
+        }
+        self.scratch = Some(partial);
+        Ok(())
+    }
+
+    fn effects(
+        &mut self,
+        table: &Table,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        state: &Array,
+        scale: f32,
+        effects: &mut Array,
+    ) -> Result<()> {
+        let groups = table.groups(1, self.scratch_limit);
+        let partial = self.take_scratch(groups.iter().map(|group| group.floats(1)).max().unwrap_or(0))?;
+        let (kernels, gpu) = self.parts(table.dims)?;
+        let stores = (keys.element(), values.element());
+        if !kernels.effects.contains_key(&stores) {
+            let made = Effects::new(gpu, &kernels.spec, stores.0, stores.1)?;
+            kernels.effects.insert(stores, made);
+        }
+        let sum = ready(&mut kernels.sum_blocks, || SumBlocks::new(gpu, &kernels.spec))?;
+        for group in groups {
+            kernels.effects[&stores].record(gpu, table, group, [queries, keys, values, state, &partial], scale)?;
+            sum.record(gpu, table, group, 1, &partial, effects)?;
         }
         self.scratch = Some(partial);
         Ok(())

@@ -7,6 +7,7 @@
 mod attention;
 mod cholesky;
 mod copy_pairs;
+mod effects;
 mod engine;
 mod gram;
 mod key_gradient;
@@ -59,6 +60,7 @@ pub fn sources(spec: &Spec) -> Vec<(Source, &'static [&'static str])> {
     for keys in stores {
         sources.push((scores::Scores::source(spec, keys), MAIN));
         sources.extend(stores.map(|values| (attention::Attention::source(spec, keys, values), MAIN)));
+        sources.extend(stores.map(|values| (effects::Effects::source(spec, keys, values), MAIN)));
     }
     sources
 }

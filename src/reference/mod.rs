@@ -6,6 +6,7 @@
 
 mod attention;
 mod cholesky;
+mod effects;
 mod gram;
 mod key_gradient;
 mod lbfgs;
@@ -20,6 +21,7 @@ mod weights;
 
 pub use attention::{State, attention};
 pub use cholesky::{cholesky, mean_diagonal};
+pub use effects::effects;
 pub use gram::gram;
 pub use key_gradient::key_gradient;
 pub use lbfgs::{Pushed, curvature, direction, push};

@@ -67,7 +67,7 @@ impl<'a, E: Engine> Batch<'a, E> {
 
         let mut chosen = match options.method {
             Method::Random => problems.iter().map(|problem| drawn(problem, options.seed)).collect(),
-            _ => ranked(engine, problems, &shapes, &training, &cache, scale)?,
+            _ => ranked(engine, problems, &shapes, &training, &cache, scale, options.ranking)?,
         };
         if order == Order::Position {
             chosen.iter_mut().for_each(|pairs: &mut Vec<usize>| pairs.sort_unstable());

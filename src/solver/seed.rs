@@ -5,8 +5,10 @@ use super::rowset::{FullCache, RowSet};
 use crate::batch::{Shape, layout};
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::options::Ranking;
 
-/// The `free` pairs of each head's zone whose keys get the highest attention weight, summed over the training rows; the highest first.
+/// The `free` pairs of each head's zone that rank highest on the training rows; the highest first.
+#[allow(clippy::too_many_arguments, reason = "the heads, their rows, their cache, and how to rank")]
 pub(crate) fn ranked<E: Engine>(
     engine: &mut E,
     problems: &[&Problem],
@@ -14,6 +16,7 @@ pub(crate) fn ranked<E: Engine>(
     rows: &RowSet<E>,
     cache: &FullCache<E>,
     scale: f32,
+    ranking: Ranking,
 ) -> Result<Vec<Vec<usize>>> {
     let Some(dims) = shapes.first().map(|shape| shape.dims) else {
         return Ok(Vec::new());
@@ -22,7 +25,11 @@ pub(crate) fn ranked<E: Engine>(
     let pairs: usize = problems.iter().map(|problem| problem.split.tokens).sum();
     let table = engine.table(dims, &heads)?;
     let mut scores = engine.zeros("scores", pairs)?;
-    engine.scores(&table, &rows.queries, &cache.keys, &rows.teacher, scale, &mut scores)?;
+    let (queries, teacher) = (&rows.queries, &rows.teacher);
+    match ranking {
+        Ranking::Attention => engine.scores(&table, queries, &cache.keys, teacher, scale, &mut scores)?,
+        Ranking::Effect => engine.effects(&table, queries, &cache.keys, &cache.values, teacher, scale, &mut scores)?,
+    }
     let scores = engine.read(&scores)?;
     let chosen = problems.iter().zip(&heads).map(|(problem, head)| {
         let split = problem.split;

@@ -99,6 +99,7 @@ checks_as_another_machine! {
     attention: no_pairs, compact_arrays;
     loss: ragged_batches, rows_that_are_not_finite;
     scores: ragged_batches;
+    effects: ragged_batches;
     evaluate: same_bits_again_and_alone;
     gram: ragged_batches;
     cholesky: ragged_batches, not_positive, many_pairs;
@@ -112,6 +113,7 @@ checks_as_another_machine! {
 checks! {
     attention: with_a_base, without_a_base, hard_inputs, no_pairs, compact_arrays;
     scores: ragged_batches, hard_inputs, many_rows;
+    effects: ragged_batches, hard_inputs, many_rows;
     loss: ragged_batches, rows_that_are_not_finite;
     key_gradient: ragged_batches, hard_inputs, many_rows;
     evaluate: ragged_batches, hard_inputs, same_bits_again_and_alone;

@@ -13,6 +13,7 @@ mod batch;
 mod cholesky;
 mod compare;
 mod copy_pairs;
+mod effects;
 mod engines;
 mod evaluate;
 mod gpu_engine;
