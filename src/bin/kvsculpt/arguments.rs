@@ -5,7 +5,7 @@ use kvsculpt::Options;
 use kvsculpt::cache::Dtype;
 use kvsculpt::gpu::Selection;
 use kvsculpt::machine::Preference;
-use kvsculpt::options::{Anchor, Method, Strength, Tail};
+use kvsculpt::options::{Anchor, Method, Ranking, Strength, Tail};
 
 use crate::lengths::LengthArguments;
 
@@ -70,7 +70,7 @@ impl EngineArguments {
 pub(crate) enum MethodKind {
     /// Pairs drawn at random: the floor
     Random,
-    /// The pairs of highest summed attention, as they are
+    /// The pairs that rank highest, as they are
     Select,
     /// The same keys with values solved by least squares
     SelectFit,
@@ -101,6 +101,14 @@ impl From<DtypeKind> for Dtype {
             DtypeKind::Bf16 => Self::Bf16,
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RankingKind {
+    /// The attention they get, as published
+    Attention,
+    /// What the output of attention would lose with them
+    Effect,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -173,6 +181,11 @@ struct FinerArguments {
         |options| if options.ridge_search { "on".into() } else { "off".into() },
     ))]
     ridge_search: Option<Switch>,
+    #[arg(long, value_enum, help = with_presets("By what the pairs are ranked that are kept or begun with", |options| match options.ranking {
+        Ranking::Effect => "effect".into(),
+        _ => "attention".into(),
+    }))]
+    ranking: Option<RankingKind>,
     #[arg(long, value_enum, help = with_presets("What the ridge pulls values toward", |options| match options.anchor {
         Anchor::Zero => "zero".into(),
         Anchor::Seed => "seed".into(),
@@ -254,6 +267,13 @@ impl FinerArguments {
             self.anchor.map(|anchor| match anchor {
                 AnchorKind::Zero => Anchor::Zero,
                 AnchorKind::Seed => Anchor::Seed,
+            }),
+        );
+        replace(
+            &mut options.ranking,
+            self.ranking.map(|ranking| match ranking {
+                RankingKind::Attention => Ranking::Attention,
+                RankingKind::Effect => Ranking::Effect,
             }),
         );
         replace(&mut options.context_rows, self.context_rows);
