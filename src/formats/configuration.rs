@@ -30,8 +30,8 @@ impl Known {
             ));
         }
         let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-        let value: Value = serde_json::from_str(&text)
-            .map_err(|error| Error::file(path, format!("is no JSON ({error}); give a model's config.json")))?;
+        let value: Value =
+            serde_json::from_str(&text).map_err(|error| Error::file(path, format!("is no JSON ({error}); give a model's config.json")))?;
         let object = value
             .as_object()
             .ok_or_else(|| Error::file(path, "is no JSON object; give a model's config.json"))?;
@@ -92,7 +92,10 @@ fn whole(object: &Map<String, Value>, key: &str, path: &Path) -> Result<Option<u
             number.map(Some).ok_or_else(|| {
                 Error::file(
                     path,
-                    format!("has {key} {}; a model's config.json has a whole number there", shown(&value.to_string())),
+                    format!(
+                        "has {key} {}; a model's config.json has a whole number there",
+                        shown(&value.to_string())
+                    ),
                 )
             })
         }

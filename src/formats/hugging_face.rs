@@ -75,10 +75,7 @@ pub(super) fn open(container: Container, known: &Known) -> Result<Cache> {
         })?;
         let place = &mut found.entry(layer).or_default()[kind];
         if let Some(other) = place {
-            return Err(container.tensor_error(
-                name,
-                format!("means the same as `{}`; leave one of them out", shown(other)),
-            ));
+            return Err(container.tensor_error(name, format!("means the same as `{}`; leave one of them out", shown(other))));
         }
         *place = Some(name.clone());
     }
@@ -197,7 +194,9 @@ pub(super) fn write(plan: &Plan<'_>, path: &Path) -> Result<u64> {
     for (number, facts) in plan.layers.iter().enumerate() {
         let pairs = plan.read(number)?;
         output.floats(&name(facts, "key"), &pairs.key, facts.key_dtype, |at| facts.place(at, facts.dim))?;
-        output.floats(&name(facts, "value"), &pairs.value, facts.value_dtype, |at| facts.place(at, facts.value_dim))?;
+        output.floats(&name(facts, "value"), &pairs.value, facts.value_dtype, |at| {
+            facts.place(at, facts.value_dim)
+        })?;
     }
     output.finish()
 }
@@ -234,8 +233,19 @@ mod tests {
             assert_eq!(parse(value), Some((12, 1)), "{value}");
         }
         for strange in [
-            "layers.12.query", "12", "12.2", "layers.1.2.key", "key", "layers.12.key_value", "layers.012.key", "", "12.0.key", "lm_head",
-            "layers.99999999999999999999.key", "layers.-1.key", "key.12.value",
+            "layers.12.query",
+            "12",
+            "12.2",
+            "layers.1.2.key",
+            "key",
+            "layers.12.key_value",
+            "layers.012.key",
+            "",
+            "12.0.key",
+            "lm_head",
+            "layers.99999999999999999999.key",
+            "layers.-1.key",
+            "key.12.value",
         ] {
             assert_eq!(parse(strange), None, "{strange}");
         }

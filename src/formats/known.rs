@@ -109,8 +109,8 @@ pub(super) fn llama_pairing(architecture: &str) -> Option<Pairing> {
         "llama" | "mistral" | "granite" | "internlm2" | "minicpm" | "smollm3" | "arcee" | "command-r" | "cohere" | "cohere2" => {
             Some(Pairing::Interleaved)
         }
-        "qwen2" | "qwen2moe" | "qwen2_moe" | "qwen3" | "qwen3moe" | "qwen3_moe" | "gemma" | "gemma2" | "gemma3" | "gemma3_text" | "phi2"
-        | "phi" | "phi3" | "stablelm" | "olmo2" | "falcon" | "gptneox" | "gpt_neox" | "starcoder2" => Some(Pairing::Half),
+        "qwen2" | "qwen2moe" | "qwen2_moe" | "qwen3" | "qwen3moe" | "qwen3_moe" | "gemma" | "gemma2" | "gemma3" | "gemma3_text"
+        | "phi2" | "phi" | "phi3" | "stablelm" | "olmo2" | "falcon" | "gptneox" | "gpt_neox" | "starcoder2" => Some(Pairing::Half),
         _ => None,
     }
 }

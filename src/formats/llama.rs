@@ -23,7 +23,9 @@ pub(super) fn version(source: &Source, number: u32) -> Result<LlamaVersion> {
         3 => Ok(LlamaVersion::V3),
         other => Err(Error::file(
             &source.path,
-            format!("is a llama.cpp sequence state of version {other}, and versions 2 and 3 are read; save it with a llama.cpp that writes one of these"),
+            format!(
+                "is a llama.cpp sequence state of version {other}, and versions 2 and 3 are read; save it with a llama.cpp that writes one of these"
+            ),
         )),
     }
 }
@@ -167,13 +169,17 @@ impl Cursor<'_> {
         let width = if transposed {
             let bytes = self.count(what)?;
             if u64::from(bytes) != dtype.bytes() as u64 {
-                return Err(self.error(format!("{what} have elements of {bytes} bytes, which do not fit their type; save the file again")));
+                return Err(self.error(format!(
+                    "{what} have elements of {bytes} bytes, which do not fit their type; save the file again"
+                )));
             }
             u64::from(self.count(what)?)
         } else {
             let row = u64::from_le_bytes(self.take(what)?);
             if row % dtype.bytes() as u64 != 0 {
-                return Err(self.error(format!("{what} have rows of {row} bytes, no whole number of elements; save the file again")));
+                return Err(self.error(format!(
+                    "{what} have rows of {row} bytes, no whole number of elements; save the file again"
+                )));
             }
             row / dtype.bytes() as u64
         };
@@ -262,7 +268,9 @@ fn positions(cursor: &mut Cursor<'_>) -> Result<Vec<i32>> {
     }
     let mut positions = Vec::new();
     for (cell, bytes) in cursor.items::<12>(count, "cells")?.iter().enumerate() {
-        let ([position, sequences, _], []) = bytes.as_chunks::<4>() else { continue };
+        let ([position, sequences, _], []) = bytes.as_chunks::<4>() else {
+            continue;
+        };
         let (position, sequences) = (i32::from_le_bytes(*position), u32::from_le_bytes(*sequences));
         if position < 0 || position == i32::MAX || sequences != 1 {
             return Err(cursor.error(format!(
@@ -279,10 +287,18 @@ fn cache(state: State, version: LlamaVersion, token_ids: Vec<i32>, positions: Ve
     let Some(heads) = known.kv_heads.filter(|&heads| heads > 0) else {
         return Err(Error::option(
             "--kv-heads",
-            format!("{} does not say how many KV heads its model has; give their number, or --model-config", path.display()),
+            format!(
+                "{} does not say how many KV heads its model has; give their number, or --model-config",
+                path.display()
+            ),
         ));
     };
-    let last = positions.iter().copied().max().and_then(|last| usize::try_from(last).ok()).unwrap_or(0);
+    let last = positions
+        .iter()
+        .copied()
+        .max()
+        .and_then(|last| usize::try_from(last).ok())
+        .unwrap_or(0);
     let mut layers = Vec::new();
     for (index, (key, value)) in state.keys.iter().zip(&state.values).enumerate() {
         if let Some(block) = [key, value].into_iter().find(|block| !block.width.is_multiple_of(heads)) {

@@ -83,7 +83,9 @@ fn check_class(container: &Container, layout: MlxLayout, index: usize, class: &s
     let why = match class {
         "KVCache" | "ConcatenateKVCache" => {
             if layout == MlxLayout::Texts && container.metadata.get(&format!("0.{index}")).is_some_and(|state| !state.is_empty()) {
-                return Err(container.error(format!("has a state text for layer {index}, and a {class} has none; save the prompt cache again")));
+                return Err(container.error(format!(
+                    "has a state text for layer {index}, and a {class} has none; save the prompt cache again"
+                )));
             }
             return Ok(layout == MlxLayout::Scalars && class == "KVCache");
         }
@@ -159,8 +161,13 @@ pub(super) fn write(plan: &Plan<'_>, path: &Path, layout: MlxLayout) -> Result<u
     output.header(&metadata(plan, layout)?, &entries)?;
     if layout == MlxLayout::Scalars {
         for facts in &plan.layers {
-            let length = i32::try_from(facts.longest())
-                .map_err(|_| plan.cache.error(format!("has {} pairs in layer {}, too many for mlx-lm", facts.longest(), facts.index)))?;
+            let length = i32::try_from(facts.longest()).map_err(|_| {
+                plan.cache.error(format!(
+                    "has {} pairs in layer {}, too many for mlx-lm",
+                    facts.longest(),
+                    facts.index
+                ))
+            })?;
             output.bytes(&length.to_le_bytes())?;
         }
     }

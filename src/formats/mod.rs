@@ -148,7 +148,10 @@ const MISTAKEN: [(&[u8], &str); 5] = [
         b"\x80\x02",
         "is a pickle; load it where it was written and save its tensors with safetensors",
     ),
-    (b"\x93NUMPY", "is a single NumPy array; save keys and values of all layers with safetensors"),
+    (
+        b"\x93NUMPY",
+        "is a single NumPy array; save keys and values of all layers with safetensors",
+    ),
 ];
 
 fn opened(source: Source) -> Result<Opened> {

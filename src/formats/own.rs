@@ -208,7 +208,10 @@ pub(super) fn write_compressed(plan: &Plan<'_>, path: &Path) -> Result<u64> {
 }
 
 fn check_channels(plan: &Plan<'_>, facts: &LayerFacts) -> Result<()> {
-    match [facts.dim, facts.value_dim].into_iter().find(|dim| !dim.is_multiple_of(4) || !(4..=256).contains(dim)) {
+    match [facts.dim, facts.value_dim]
+        .into_iter()
+        .find(|dim| !dim.is_multiple_of(4) || !(4..=256).contains(dim))
+    {
         None => Ok(()),
         Some(dim) => Err(plan.cache.error(format!(
             "has {dim} channels a head in layer {}, and a compressed cache holds multiples of 4 from 4 to 256; choose another format",
@@ -226,9 +229,9 @@ pub(super) fn write_capture(plan: &Plan<'_>, path: &Path, dtype: Option<Dtype>) 
         )));
     };
     if plan.turned() || plan.pairing != plan.cache.pairing {
-        return Err(plan.cache.error(
-            "is a capture, whose queries stand in the frame and pairing that its metadata say; leave out --frame and --pairing",
-        ));
+        return Err(plan
+            .cache
+            .error("is a capture, whose queries stand in the frame and pairing that its metadata say; leave out --frame and --pairing"));
     }
     let stored = plan.cache.layers.first().map_or(Dtype::F32, |layer| layer.key_dtype);
     capture.write(path, dtype.unwrap_or(stored))

@@ -240,7 +240,10 @@ fn next_position(cache: &Cache, facts: &LayerFacts, target: &Target) -> Result<u
         })?,
     };
     if u32::try_from(next_position).is_err() {
-        return Err(Error::option("--frame", format!("{next_position} is too large; the most is {}", u32::MAX)));
+        return Err(Error::option(
+            "--frame",
+            format!("{next_position} is too large; the most is {}", u32::MAX),
+        ));
     }
     if matches!(target.format, Format::Mlx(_)) && facts.length() != Some(next_position) {
         return Err(Error::option(

@@ -17,9 +17,10 @@ pub(in crate::formats) fn write(plan: &Plan<'_>, path: &Path, version: LlamaVers
     let transposed = transposed.unwrap_or(kept);
     let mut output = Output::create(path)?;
     let word = |number: usize| {
-        u32::try_from(number)
-            .map(u32::to_le_bytes)
-            .map_err(|_| plan.cache.error(format!("has a count of {number}, too large for a llama.cpp sequence state")))
+        u32::try_from(number).map(u32::to_le_bytes).map_err(|_| {
+            plan.cache
+                .error(format!("has a count of {number}, too large for a llama.cpp sequence state"))
+        })
     };
     output.bytes(b"qsgg")?;
     output.bytes(&version.number().to_le_bytes())?;
@@ -88,14 +89,26 @@ fn write_block(output: &mut Output<'_>, block: Block<'_>, transposed: bool) -> R
     }
     let head_first = |cell: usize, channel: usize| ((channel / block.channels) * cells + cell) * block.channels + channel % block.channels;
     let moved: Vec<f32> = if transposed {
-        (0..width * cells).map(|at| block.data[head_first(at % cells, at / cells)]).collect()
+        (0..width * cells)
+            .map(|at| block.data[head_first(at % cells, at / cells)])
+            .collect()
     } else {
-        (0..width * cells).map(|at| block.data[head_first(at / width, at % width)]).collect()
+        (0..width * cells)
+            .map(|at| block.data[head_first(at / width, at % width)])
+            .collect()
     };
     let label = format!("{} of layer {}", block.what, block.facts.index);
     output.floats(&label, &moved, block.dtype, |at| {
-        let (cell, channel) = if transposed { (at % cells, at / cells) } else { (at / width, at % width) };
-        format!("head {}, pair {cell}, channel {}", channel / block.channels, channel % block.channels)
+        let (cell, channel) = if transposed {
+            (at % cells, at / cells)
+        } else {
+            (at / width, at % width)
+        };
+        format!(
+            "head {}, pair {cell}, channel {}",
+            channel / block.channels,
+            channel % block.channels
+        )
     })
 }
 
@@ -122,7 +135,10 @@ fn positions(plan: &Plan<'_>) -> Result<Vec<i32>> {
     if next < cells || i32::try_from(next).is_err() {
         return Err(Error::option(
             "--frame",
-            format!("{cells} pairs stand before position {next}, and llama.cpp gives each a position of its own from 0 to {}", i32::MAX),
+            format!(
+                "{cells} pairs stand before position {next}, and llama.cpp gives each a position of its own from 0 to {}",
+                i32::MAX
+            ),
         ));
     }
     let span = plan.cache.tokens.clamp(cells, next);
