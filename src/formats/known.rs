@@ -1,7 +1,7 @@
 //! What the caller knows of a cache and its file does not say.
 
+use super::Format;
 use super::cache::{Cache, RopeFacts};
-use super::{Format, own};
 use crate::cache::Pairing;
 use crate::error::{Error, Result};
 
@@ -60,6 +60,12 @@ impl Cache {
                 self.metadata.insert(key.to_owned(), text.clone());
             }
         }
+        if known.token_ids.iter().flatten().any(|&id| id < 0) {
+            return Err(Error::option(
+                "--token-ids",
+                "has a negative number; give the numbers of the text's tokens",
+            ));
+        }
         self.rope = known.rope.clone().or(self.rope);
         self.token_ids = known.token_ids.clone().or(self.token_ids);
         self.pairing = known.pairing.or(self.pairing).or_else(|| {
@@ -71,7 +77,6 @@ impl Cache {
             }
         });
         self.check_rope()?;
-        own::check_token_ids(&self)?;
         Ok(self)
     }
 

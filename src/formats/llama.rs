@@ -217,6 +217,12 @@ pub(super) fn open(source: Source, version: LlamaVersion, known: &Known) -> Resu
     let mut cursor = Cursor { source: &source, at: 8 };
     let count = cursor.count("the token count")?;
     let token_ids: Vec<i32> = cursor.items(count, "tokens")?.into_iter().map(i32::from_le_bytes).collect();
+    if let Some(number) = token_ids.iter().position(|&id| id < 0) {
+        return Err(cursor.error(format!(
+            "token {number} is {}, no token of a text; caches of images and sounds are not read here",
+            token_ids[number]
+        )));
+    }
     let positions = positions(&mut cursor)?;
     let transposed = match cursor.count("whether values are transposed")? {
         0 => false,

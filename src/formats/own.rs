@@ -167,17 +167,6 @@ fn list(numbers: &[i32]) -> String {
     format!("[{}]", numbers.join(","))
 }
 
-/// Checks that the text is not shorter than its tokens' numbers say.
-pub(super) fn check_token_ids(cache: &Cache) -> Result<()> {
-    match &cache.token_ids {
-        Some(ids) if ids.iter().any(|&id| id < 0) => Err(Error::option(
-            "--token-ids",
-            "has a negative number; give the numbers of the text's tokens",
-        )),
-        _ => Ok(()),
-    }
-}
-
 /// Writes a compressed cache, whatever it was before; returns its bytes.
 pub(super) fn write_compressed(plan: &Plan<'_>, path: &Path) -> Result<u64> {
     if plan.next_position().is_none() {
