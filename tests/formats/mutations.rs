@@ -61,6 +61,8 @@ fn damage_is_refused_or_read_and_never_a_panic() {
         version: 2,
         ..State::new()
     };
+    let mut compressed = Draft::compressed();
+    compressed.set("next_position", "9");
     let files = [
         mlx::texts().bytes(),
         mlx::scalars().bytes(),
@@ -68,7 +70,7 @@ fn damage_is_refused_or_read_and_never_a_panic() {
         transposed.bytes(),
         hugging_face::named("key_cache.{}", "value_cache.{}", &[1]).bytes(),
         Draft::capture().bytes(),
-        Draft::compressed().bytes(),
+        compressed.bytes(),
     ];
     let started = Instant::now();
     for (kind, file) in files.iter().enumerate() {

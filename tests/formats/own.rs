@@ -96,7 +96,8 @@ fn what_compression_left_goes_through_every_format_and_comes_back() {
         };
         let there = open(&written(&cache, &target).expect("written"), &known).expect("a cache");
         let back = written(&there, &Target::new(Format::Compressed)).expect("written");
-        let back = open(&back, &Known::default()).expect("a cache");
+        let mut back = open(&back, &Known::default()).expect("a cache");
+        back.metadata.remove("mlx.tokenizer_config");
         assert_eq!(all(&back), all(&cache), "{format}");
         if !matches!(format, Format::Llama(_)) {
             // A sequence state has no room for anything else.
