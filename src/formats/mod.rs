@@ -9,7 +9,7 @@
 //! |---|---|---|---|---|
 //! | [`Compressed`](Format::Compressed) | one a head | any | yes | F32, F16, BF16, alike for keys and values |
 //! | [`Mlx`](Format::Mlx) | one a layer | the stored length | no | F32, F16, BF16 |
-//! | [`HuggingFace`](Format::HuggingFace) | one a layer | any; the stored length unless told otherwise | no | F32, F16, BF16 |
+//! | [`HuggingFace`](Format::HuggingFace) | one a layer | any; the stored length, then one for all layers, unless told otherwise | no | F32, F16, BF16 |
 //! | [`Llama`](Format::Llama) | one | any | no | F32, F16, BF16; F16 unless told otherwise |
 //! | [`Capture`](Format::Capture) | one | any | no | read only: it needs queries |
 //!

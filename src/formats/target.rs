@@ -232,6 +232,7 @@ fn next_position(cache: &Cache, facts: &LayerFacts, target: &Target) -> Result<u
     let next_position = match target.frame.unwrap_or(usual) {
         Frame::Absolute => facts.next_position,
         Frame::At(position) => position,
+        Frame::Rebased if matches!(target.format, Format::HuggingFace) => one_length(cache)?,
         Frame::Rebased => facts.length().ok_or_else(|| {
             cache.error(format!(
                 "has heads of different lengths in layer {}, so there is no one stored length to count from; compress again with --budget layer",
@@ -256,6 +257,19 @@ fn next_position(cache: &Cache, facts: &LayerFacts, target: &Target) -> Result<u
         ));
     }
     Ok(next_position)
+}
+
+/// The stored length of all layers, as Hugging Face's models count from one for all.
+fn one_length(cache: &Cache) -> Result<usize> {
+    let longest = cache.layers.iter().map(LayerFacts::longest);
+    match (longest.clone().min(), longest.max()) {
+        (Some(least), Some(most)) if least == most => Ok(most),
+        (least, most) => Err(cache.error(format!(
+            "stores {} to {} pairs by layer, and Hugging Face's models count the next position from one length for all layers; compress again with --budget uniform, or give --frame absolute where your code passes position_ids",
+            least.unwrap_or(0),
+            most.unwrap_or(0)
+        ))),
+    }
 }
 
 fn turn(cache: &Cache, facts: &LayerFacts, next_position: usize, pairing: Option<Pairing>) -> Result<Turn> {

@@ -44,11 +44,9 @@ fn each_layer_is_turned_to_its_own_stored_length() {
     let scaling = "{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}";
     for scaling in [None, Some(scaling)] {
         let cache = turned([5, 3], scaling);
-        for format in [Format::Mlx(MlxLayout::Scalars), Format::HuggingFace] {
+        for format in [Format::Mlx(MlxLayout::Scalars), Format::Mlx(MlxLayout::Texts)] {
             let bytes = written(&cache, &Target::new(format)).expect("written");
-            let there = open(&bytes, &Known::default());
-            // Layers that stand before different positions have no one next position, so that their lengths count.
-            let there = there.expect("a cache");
+            let there = open(&bytes, &Known::default()).expect("a cache");
             assert_eq!((there.layers[0].next_position, there.layers[1].next_position), (5, 3));
             for (layer, length) in [(0, 5), (1, 3)] {
                 assert_near(&all(&there)[layer].1.key, &at(length, length, layer, scaling));
@@ -66,6 +64,28 @@ fn each_layer_is_turned_to_its_own_stored_length() {
             assert_near(&all(&back)[1].1.key, &all(&cache)[1].1.key);
         }
     }
+}
+
+/// Hugging Face's models rotate a query once for all layers.
+#[test]
+fn one_length_is_needed_where_one_position_counts_for_all_layers() {
+    let target = Target::new(Format::HuggingFace);
+    let bytes = written(&turned([4, 4], None), &target).expect("written");
+    let there = open(&bytes, &Known::default()).expect("a cache");
+    assert_eq!(there.layers[1].next_position, 4);
+    assert_near(&all(&there)[1].1.key, &at(4, 4, 1, None));
+    refused(
+        written(&turned([5, 3], None), &target),
+        &["3 to 5 pairs by layer", "--budget uniform", "--frame absolute", "position_ids"],
+    );
+    let absolute = Target {
+        frame: Some(Frame::Absolute),
+        ..target
+    };
+    let bytes = written(&turned([5, 3], None), &absolute).expect("written");
+    let there = open(&bytes, &Known::default()).expect("a cache");
+    assert_eq!(there.layers[1].next_position, 20);
+    assert_eq!(all(&there), all(&turned([5, 3], None)));
 }
 
 #[test]

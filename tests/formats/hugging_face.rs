@@ -10,7 +10,7 @@ use crate::{all, detected, numbers, open, refused, short, written};
 /// Two layers of 2 KV heads and 3 tokens under these names, `{}` for the layer.
 pub(crate) fn named(key: &str, value: &str, shape: &[u64]) -> Draft {
     let mut draft = Draft::default();
-    for layer in 0..2 {
+    for layer in 0..2_u8 {
         let more = f32::from(layer) * 16.0;
         for (name, dtype, channels, more) in [(key, "F16", 8, more), (value, "F32", 4, more + 8.0)] {
             draft.tensors.push(DraftTensor {
