@@ -158,7 +158,10 @@ fn opened(source: Source) -> Result<Opened> {
     let mut first = [0; 8];
     let length = usize::try_from(source.length).map_or(8, |length| length.min(8));
     source.read_at(0, &mut first[..length])?;
-    if let Some((_, reason)) = MISTAKEN.iter().find(|(bytes, _)| first[..length].starts_with(bytes)) {
+    // A container's first bytes may look like any of these, but then its header fits into the file.
+    if u64::from_le_bytes(first) > source.length
+        && let Some((_, reason)) = MISTAKEN.iter().find(|(bytes, _)| first[..length].starts_with(bytes))
+    {
         return Err(Error::file(&source.path, *reason));
     }
     if length == 8 && first.starts_with(b"qsgg") {

@@ -117,7 +117,10 @@ fn rotation_and_order_of_channels_go_together() {
 
 #[test]
 fn what_cannot_be_rotated_is_refused() {
-    let yarn = turned([4, 4], Some("{\"rope_type\":\"longrope\",\"factor\":4.0}"));
+    let mut yarn = turned([4, 4], None);
+    if let Some(rope) = &mut yarn.rope {
+        rope.scaling = Some("{\"rope_type\":\"longrope\",\"factor\":4.0}".into());
+    }
     refused(
         written(&yarn, &Target::new(Format::HuggingFace)),
         &["cannot be turned", "longrope", "--frame absolute"],

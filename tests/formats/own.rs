@@ -58,6 +58,20 @@ fn a_whole_capture_becomes_a_compressed_cache_bit_for_bit() {
     assert_eq!(all(&open(&bytes, &Known::default()).expect("a cache")), all(&cache));
 }
 
+/// The length of a container's header may begin like another kind of file.
+#[test]
+fn a_header_of_any_length_is_a_header() {
+    let mut draft = Draft::compressed();
+    draft.set("next_position", "9");
+    let header = draft.header();
+    for length in [0x0280, 0x1f8b] {
+        let bytes = draft.with_header(format!("{header:length$}").as_bytes());
+        assert_eq!(bytes[..2], [length as u8, (length >> 8) as u8]);
+        assert_eq!(detected(&bytes).expect("known"), Format::Compressed);
+        assert_eq!(open(&bytes, &Known::default()).expect("a cache").layers.len(), 1);
+    }
+}
+
 #[test]
 fn ragged_caches_with_biases_stay_what_they_are() {
     let mut ragged = compressed(&[&[2, 3], &[4, 0]]);
