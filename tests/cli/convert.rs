@@ -91,7 +91,11 @@ fn refusals_have_the_code_of_their_class_and_leave_nothing() {
     let workplace = Workplace::new(&capture());
     let from = "capture.safetensors";
     refused(&convert(&workplace, from, from, &["--to", "compressed"]), 3, &["would be lost"]);
-    refused(&convert(&workplace, from, "out", &["--to", "mlx"]), 2, &["--model"]);
+    refused(
+        &convert(&workplace, from, "out", &["--to", "llama"]),
+        2,
+        &["--pairing", "--architecture"],
+    );
     refused(&convert(&workplace, "missing", "out", &[]), 3, &["no such file"]);
     refused(
         &convert(
