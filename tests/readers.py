@@ -91,7 +91,7 @@ class Transformers:
 
         cache = DynamicCache()
         for layer, (key, value) in enumerate(arrays):
-            cache.update(self.torch.tensor(key), self.torch.tensor(value), layer)
+            cache.update(self.torch.as_tensor(key).clone(), self.torch.as_tensor(value).clone(), layer)
         return cache
 
     def load(self, path):
@@ -217,6 +217,41 @@ def short_caches(program, folder, hugging, mlx, arrays, lengths):
         found = one_by_one(lambda token, number: hugging.read(there, [token])[0])
         check(f"short {name}: transformers, re-based", found, expected, 2e-5)
         print("     transformers generates", hugging.generate(hugging.load(rebased), NEXT))
+
+
+def compressed_caches(program, folder, hugging, mlx):
+    """A capture of the whole tiny model, compressed by the program, in both engines."""
+    from safetensors.numpy import save_file
+
+    queries = {}
+    hooks = [
+        layer.self_attn.q_proj.register_forward_hook(lambda _, __, out, i=i: queries.update({i: out[0].numpy().copy()}))
+        for i, layer in enumerate(hugging.model.model.layers)
+    ]
+    _, cache = hugging.read()
+    for hook in hooks:
+        hook.remove()
+    tensors = {}
+    for i, layer in enumerate(cache.layers):
+        tensors[f"layers.{i}.key"], tensors[f"layers.{i}.value"] = layer.keys[0].numpy().copy(), layer.values[0].numpy().copy()
+        tensors[f"layers.{i}.query"] = np.ascontiguousarray(queries[i].reshape(len(TEXT), 4, 16).transpose(1, 0, 2))
+    texts = dict(format="kv-capture", version="1", tokens=str(len(TEXT)), next_position=str(len(TEXT)), rope_theta="10000.0",
+                 rope_dim="16", rope_pairing="half", softmax_scale="0.25", model="tiny", architecture="llama")
+    capture, short = os.path.join(folder, "capture"), os.path.join(folder, "compressed")
+    save_file(tensors, capture, texts)
+    full = hugging.read(cache, NEXT[:1])[0]
+    for budget in ["uniform", "layer"]:
+        command = [program, "compress", capture, "-o", short, "--engine", "cpu", "--budget", budget, "--keep", "0.5", "--tail", "4", "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"compress: {done.stderr}")
+        absolute = convert(program, short, os.path.join(folder, "absolute"), "--to", "hugging-face", "--frame", "absolute")
+        there = hugging.load(absolute)
+        lengths = [layer.keys.shape[2] for layer in there.layers]
+        expected = hugging.read(there, NEXT[:1], [len(TEXT)])[0]
+        prompt = convert(program, short, os.path.join(folder, "prompt.safetensors"), "--to", layout())
+        check(f"compressed, {budget}, {lengths} of {len(TEXT)}: mlx-lm against transformers", mlx.read(mlx.load(prompt), NEXT[:1]), expected, 2e-5)
+        print(f"     the full cache's logits are {np.abs(full - expected).max() / np.abs(full).max():.2f} away; mlx-lm generates", mlx.generate(mlx.load(prompt), NEXT))
 
 
 class Opaque(ctypes.Structure):
@@ -369,6 +404,7 @@ def main():
             arrays = whole_caches(program, folder, hugging, mlx)
             short_caches(program, folder, hugging, mlx, arrays, [20, 20, 20])
             short_caches(program, folder, hugging, mlx, arrays, [16, 24, 20])
+            compressed_caches(program, folder, hugging, mlx)
         if arguments.llama_libraries:
             llama_caches(program, folder, arguments.llama_libraries, arguments.gguf)
     sys.exit(f"{len(failures)} failed" if failures else 0)
