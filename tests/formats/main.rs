@@ -21,8 +21,8 @@ use kvsculpt::Result;
 use kvsculpt::cache::{Compressed, CompressedLayer, Dtype};
 use kvsculpt::formats::{Cache, Format, Known, LayerFacts, LayerPairs, RopeFacts, Target};
 
-/// What a file of our own says that a test wrote.
-pub(crate) const OPTIONS_MODEL: &str = "a/model";
+/// The model that the caches here are of.
+pub(crate) const MODEL: &str = "a/model";
 
 /// Opens bytes as a cache.
 pub(crate) fn open(bytes: &[u8], known: &Known) -> Result<Cache> {
@@ -99,7 +99,7 @@ pub(crate) fn compressed(lengths: &[&[usize]]) -> Compressed {
         ("rope_theta", "10000.0"),
         ("rope_dim", "8"),
         ("rope_pairing", "half"),
-        ("model", OPTIONS_MODEL),
+        ("model", MODEL),
         ("architecture", "qwen2"),
         ("report", "{\"heads\":[1, 2]}"),
     ];
