@@ -55,6 +55,7 @@ pub mod cache;
 pub mod cpu;
 pub mod engine;
 mod error;
+pub mod formats;
 pub mod gpu;
 pub mod kernels;
 pub mod machine;

@@ -89,7 +89,7 @@ impl Capture {
         Self::new(Container::from_bytes(name.into(), bytes.into())?)
     }
 
-    pub(super) fn new(container: Container) -> Result<Self> {
+    pub(crate) fn new(container: Container) -> Result<Self> {
         container.check_format(
             "kv-capture",
             ("kv-compressed", "is a compressed cache already; give the capture it was made from"),
@@ -168,6 +168,18 @@ impl Capture {
             reference_query: self.queries(index, "reference_query", shape.reference_rows, shape.dim)?,
             probe_query: self.queries(index, "probe_query", shape.probe_rows, shape.dim)?,
         })
+    }
+
+    /// The keys and values of a layer alone, without the queries that [`layer`](Self::layer) reads too.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer).
+    pub(crate) fn key_and_value(&self, index: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+        let shape = self.shape(index)?;
+        Ok((
+            self.read(index, "key", self.tokens, shape.dim)?,
+            self.read(index, "value", self.tokens, shape.value_dim)?,
+        ))
     }
 
     fn queries(&self, index: usize, kind: &str, rows: Option<usize>, dim: usize) -> Result<Option<Queries>> {

@@ -147,7 +147,7 @@ impl Compressed {
         entries
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.layers.is_empty() {
             return Err(Error::shape("a compressed cache", "has no layers; it needs at least one"));
         }
@@ -175,7 +175,7 @@ impl Compressed {
         Self::take(Container::from_bytes(name.into(), bytes.into())?)
     }
 
-    fn take(container: Container) -> Result<Self> {
+    pub(crate) fn take(container: Container) -> Result<Self> {
         container.check_format(
             "kv-compressed",
             (

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use safetensors::Dtype as Stored;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
@@ -22,18 +21,18 @@ const LARGEST_HEADER: u64 = 1 << 24;
 
 /// One tensor of the header, its place checked.
 #[derive(Debug)]
-pub(super) struct Tensor {
-    pub(super) stored: Stored,
-    pub(super) shape: Vec<usize>,
+pub(crate) struct Tensor {
+    pub(crate) stored: Stored,
+    pub(crate) shape: Vec<usize>,
     /// From the beginning of the file.
     start: u64,
     bytes: u64,
 }
 
 /// An open container: header checked, tensors still in the file.
-pub(super) struct Container {
-    pub(super) metadata: BTreeMap<String, String>,
-    pub(super) tensors: BTreeMap<String, Tensor>,
+pub(crate) struct Container {
+    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) tensors: BTreeMap<String, Tensor>,
     source: Source,
 }
 
@@ -48,13 +47,13 @@ impl fmt::Debug for Container {
 }
 
 /// A name or value from a file as it may be shown: escaped, and cut where it is long.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let text: String = text.chars().take(81).flat_map(char::escape_debug).collect();
     cut(&text, 80)
 }
 
 /// At most `limit` characters of a text.
-pub(super) fn cut(text: &str, limit: usize) -> String {
+pub(crate) fn cut(text: &str, limit: usize) -> String {
     let mut short: String = text.chars().take(limit).collect();
     if short.len() < text.len() {
         short.push('…');
@@ -69,19 +68,19 @@ fn shown_shape(shape: &[usize]) -> String {
 
 impl Container {
     /// Opens a file and checks its header.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         Self::new(Source::open(path)?)
     }
 
     /// The same for bytes in memory; `path` is only a name for error messages.
-    pub(super) fn from_bytes(path: PathBuf, bytes: Cow<'static, [u8]>) -> Result<Self> {
+    pub(crate) fn from_bytes(path: PathBuf, bytes: Cow<'static, [u8]>) -> Result<Self> {
         Self::new(Source::from_bytes(path, bytes))
     }
 
     /// The container that a file of these tensors of f32 would be, held to the same checks.
     ///
     /// A tensor's elements must be as many as its shape says.
-    pub(super) fn from_arrays(
+    pub(crate) fn from_arrays(
         path: PathBuf,
         metadata: &BTreeMap<String, String>,
         tensors: Vec<(String, [usize; 3], Vec<f32>)>,
@@ -95,7 +94,7 @@ impl Container {
         Self::new(Source::from_arrays(path, header, arrays))
     }
 
-    fn new(source: Source) -> Result<Self> {
+    pub(crate) fn new(source: Source) -> Result<Self> {
         let mut container = Self {
             metadata: BTreeMap::new(),
             tensors: BTreeMap::new(),
@@ -107,17 +106,17 @@ impl Container {
         Ok(container)
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.source.path
     }
 
     /// An error about the file as a whole.
-    pub(super) fn error(&self, reason: impl Into<String>) -> Error {
+    pub(crate) fn error(&self, reason: impl Into<String>) -> Error {
         Error::file(self.path(), reason)
     }
 
     /// An error about one tensor.
-    pub(super) fn tensor_error(&self, name: &str, reason: impl fmt::Display) -> Error {
+    pub(crate) fn tensor_error(&self, name: &str, reason: impl fmt::Display) -> Error {
         self.error(format!("tensor `{}` {reason}", shown(name)))
     }
 
@@ -256,15 +255,11 @@ impl Container {
     }
 
     /// A tensor's elements as f32, every one finite; `place` puts an element's index into words.
-    pub(super) fn floats(&self, name: &str, place: impl Fn(usize) -> String) -> Result<Vec<f32>> {
+    pub(crate) fn floats(&self, name: &str, place: impl Fn(usize) -> String) -> Result<Vec<f32>> {
         let tensor = self.tensor(name)?;
         let dtype = self.dtype(name)?;
         let mut values = self.room(name, tensor)?;
-        self.stream_tensor(name, tensor, |bytes| match dtype {
-            Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|&element| f32::from_le_bytes(element))),
-            Dtype::F16 => values.extend(bytes.as_chunks().0.iter().map(|&element| f16::from_le_bytes(element).to_f32())),
-            Dtype::Bf16 => values.extend(bytes.as_chunks().0.iter().map(|&element| bf16::from_le_bytes(element).to_f32())),
-        })?;
+        self.stream_tensor(name, tensor, |bytes| dtype.widen(bytes, &mut values))?;
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             let what = if values[index].is_nan() { "NaN" } else { "an infinity" };
             return Err(self.tensor_error(
@@ -279,7 +274,7 @@ impl Container {
     }
 
     /// A tensor of i32.
-    pub(super) fn integers(&self, name: &str) -> Result<Vec<i32>> {
+    pub(crate) fn integers(&self, name: &str) -> Result<Vec<i32>> {
         let tensor = self.tensor(name)?;
         if tensor.stored != Stored::I32 {
             return Err(self.tensor_error(name, format!("is stored as {}; store it as I32", tensor.stored)));
@@ -307,14 +302,14 @@ impl Container {
         Ok(values)
     }
 
-    pub(super) fn tensor(&self, name: &str) -> Result<&Tensor> {
+    pub(crate) fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.tensors
             .get(name)
             .ok_or_else(|| self.tensor_error(name, "is missing; write the file again with it"))
     }
 
     /// How a tensor of floats is stored.
-    pub(super) fn dtype(&self, name: &str) -> Result<Dtype> {
+    pub(crate) fn dtype(&self, name: &str) -> Result<Dtype> {
         match self.tensor(name)?.stored {
             Stored::F32 => Ok(Dtype::F32),
             Stored::F16 => Ok(Dtype::F16),
@@ -324,7 +319,7 @@ impl Container {
     }
 
     /// A tensor's shape, its rank and non-zero extents checked; `axes` names them.
-    pub(super) fn shape<const RANK: usize>(&self, name: &str, axes: [&str; RANK]) -> Result<[usize; RANK]> {
+    pub(crate) fn shape<const RANK: usize>(&self, name: &str, axes: [&str; RANK]) -> Result<[usize; RANK]> {
         let tensor = self.tensor(name)?;
         let axes = axes.join(", ");
         let shape: [usize; RANK] = tensor.shape.as_slice().try_into().map_err(|_| {
@@ -347,7 +342,7 @@ impl Container {
     }
 
     /// A channel count every kernel can take.
-    pub(super) fn check_channels(&self, name: &str, channels: usize) -> Result<()> {
+    pub(crate) fn check_channels(&self, name: &str, channels: usize) -> Result<()> {
         if channels.is_multiple_of(4) && (4..=256).contains(&channels) {
             return Ok(());
         }
@@ -358,7 +353,7 @@ impl Container {
     }
 
     /// A metadata text, which must be there.
-    pub(super) fn text(&self, key: &str) -> Result<&str> {
+    pub(crate) fn text(&self, key: &str) -> Result<&str> {
         self.metadata.get(key).map(String::as_str).ok_or_else(|| {
             self.error(format!(
                 "has no metadata `{key}`; write it into the file's `__metadata__` as a string"
@@ -367,7 +362,7 @@ impl Container {
     }
 
     /// Checks `format` and `version`; `other` is the format of our other kind of file and what to say of it.
-    pub(super) fn check_format(&self, format: &str, other: (&str, &str)) -> Result<()> {
+    pub(crate) fn check_format(&self, format: &str, other: (&str, &str)) -> Result<()> {
         let Some(found) = self.metadata.get("format") else {
             return Err(self.error(format!("has no metadata `format`; a file of this kind says `{format}` there")));
         };
@@ -391,7 +386,7 @@ impl Container {
     }
 
     /// SHA-256 of the whole file, in hexadecimal.
-    pub(super) fn digest(&self) -> Result<String> {
+    pub(crate) fn digest(&self) -> Result<String> {
         let mut hash = Sha256::new();
         self.source.stream(0, self.source.length, |bytes| hash.update(bytes))?;
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())

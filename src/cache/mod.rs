@@ -19,9 +19,11 @@ pub use layout::LayerShape;
 pub use memory::Context;
 pub use rope::{Pairing, Rope};
 
-pub(crate) use output::Output;
-pub(crate) use source::unreadable;
+pub(crate) use container::{Container, shown};
+pub(crate) use output::{Entry, Output};
+pub(crate) use source::{Source, unreadable};
 
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 /// How a tensor's elements are stored in a file.
@@ -46,8 +48,17 @@ impl Dtype {
         }
     }
 
+    /// Appends stored elements, widened to f32; bytes that make no whole element are left out.
+    pub(crate) fn widen(self, bytes: &[u8], values: &mut Vec<f32>) {
+        match self {
+            Self::F32 => values.extend(bytes.as_chunks().0.iter().map(|&element| f32::from_le_bytes(element))),
+            Self::F16 => values.extend(bytes.as_chunks().0.iter().map(|&element| f16::from_le_bytes(element).to_f32())),
+            Self::Bf16 => values.extend(bytes.as_chunks().0.iter().map(|&element| bf16::from_le_bytes(element).to_f32())),
+        }
+    }
+
     /// The container's name for it.
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
             Self::F16 => "F16",

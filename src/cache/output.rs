@@ -17,10 +17,10 @@ use crate::error::{Error, Result};
 const CHUNK: usize = 1 << 16;
 
 /// A tensor of the header to be: name, dtype, shape and bytes.
-pub(super) type Entry = (String, &'static str, Vec<usize>, usize);
+pub(crate) type Entry = (String, &'static str, Vec<usize>, usize);
 
 /// Length, metadata in their order, tensors in theirs; blanks up to a multiple of 8 bytes, so that the data are aligned.
-pub(super) fn header(path: &Path, metadata: &BTreeMap<String, String>, tensors: &[Entry]) -> Result<Vec<u8>> {
+pub(crate) fn header(path: &Path, metadata: &BTreeMap<String, String>, tensors: &[Entry]) -> Result<Vec<u8>> {
     let texts = serde_json::to_string(metadata).map_err(|error| Error::file(path, format!("its metadata cannot be written: {error}")))?;
     let mut header = format!("{{\"__metadata__\":{texts}");
     let mut begin = 0;
@@ -58,7 +58,7 @@ impl<'a> Output<'a> {
         })
     }
 
-    pub(super) fn header(&mut self, metadata: &BTreeMap<String, String>, tensors: &[Entry]) -> Result<()> {
+    pub(crate) fn header(&mut self, metadata: &BTreeMap<String, String>, tensors: &[Entry]) -> Result<()> {
         self.bytes(&header(self.path, metadata, tensors)?)
     }
 
@@ -66,7 +66,7 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     /// [`Error::File`] as for [`bytes`](Self::bytes), and where a number is not finite once rounded.
-    pub(super) fn floats(&mut self, tensor: &str, data: &[f32], dtype: Dtype, place: impl Fn(usize) -> String) -> Result<()> {
+    pub(crate) fn floats(&mut self, tensor: &str, data: &[f32], dtype: Dtype, place: impl Fn(usize) -> String) -> Result<()> {
         let mut bytes = Vec::with_capacity(CHUNK.min(data.len()) * dtype.bytes());
         for (at, chunk) in data.chunks(CHUNK).enumerate() {
             bytes.clear();
@@ -127,7 +127,7 @@ fn unfit(tensor: &str, value: f32, place: &str, dtype: Dtype) -> String {
 }
 
 /// Fails as [`Output::create`] would, and leaves nothing behind.
-pub(super) fn check_writable(path: &Path) -> Result<()> {
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
     temporary(path).map(drop)
 }
 

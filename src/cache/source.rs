@@ -1,23 +1,35 @@
 //! Bytes in a file or in memory, read in parts.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::Dtype;
 use crate::error::{Error, Result};
 
 /// Bytes read at once; a multiple of every element size.
 const CHUNK: usize = 1 << 20;
 
 /// Bytes in a file or in memory.
-pub(super) struct Source {
+pub(crate) struct Source {
     /// The file, or the name that stands for it in errors.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// All its bytes, as they were counted when it was opened.
-    pub(super) length: u64,
+    pub(crate) length: u64,
     place: Place,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Source")
+            .field("path", &self.path)
+            .field("length", &self.length)
+            .finish_non_exhaustive()
+    }
 }
 
 enum Place {
@@ -32,7 +44,7 @@ enum Place {
 }
 
 impl Source {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let about = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
         if about.is_dir() {
             return Err(Error::file(path, "is a folder; give the path of a safetensors file"));
@@ -51,7 +63,7 @@ impl Source {
         })
     }
 
-    pub(super) fn from_bytes(path: PathBuf, bytes: Cow<'static, [u8]>) -> Self {
+    pub(crate) fn from_bytes(path: PathBuf, bytes: Cow<'static, [u8]>) -> Self {
         Self {
             path,
             length: bytes.len() as u64,
@@ -59,7 +71,7 @@ impl Source {
         }
     }
 
-    pub(super) fn from_arrays(path: PathBuf, header: Vec<u8>, arrays: Vec<Vec<f32>>) -> Self {
+    pub(crate) fn from_arrays(path: PathBuf, header: Vec<u8>, arrays: Vec<Vec<f32>>) -> Self {
         let elements: u64 = arrays.iter().map(|array| array.len() as u64).sum();
         Self {
             path,
@@ -69,7 +81,7 @@ impl Source {
     }
 
     /// Fills `bytes` from a place in the file.
-    pub(super) fn read_at(&self, start: u64, bytes: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_at(&self, start: u64, bytes: &mut [u8]) -> Result<()> {
         match &self.place {
             Place::File(file) => {
                 // A reader that panicked leaves only the cursor behind, and every read sets that first.
@@ -94,7 +106,7 @@ impl Source {
     }
 
     /// Passes a part of the file to `take`, a chunk at a time.
-    pub(super) fn stream(&self, start: u64, bytes: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
+    pub(crate) fn stream(&self, start: u64, bytes: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
         let mut buffer = vec![0; usize::try_from(bytes).map_or(CHUNK, |bytes| bytes.min(CHUNK))];
         let end = start + bytes;
         let mut at = start;
@@ -105,6 +117,20 @@ impl Source {
             at += size as u64;
         }
         Ok(())
+    }
+
+    /// So many elements from a place in the file, widened to f32; `label` names them where they do not fit into memory.
+    pub(crate) fn elements(&self, start: u64, count: usize, dtype: Dtype, label: &str) -> Result<Vec<f32>> {
+        let bytes = (count as u64).saturating_mul(dtype.bytes() as u64);
+        if start.checked_add(bytes).is_none_or(|end| end > self.length) {
+            return Err(self.error(start, &ErrorKind::UnexpectedEof.into()));
+        }
+        let mut values = Vec::new();
+        values
+            .try_reserve_exact(count)
+            .map_err(|_| Error::file(&self.path, format!("{label} need more memory than this machine gives")))?;
+        self.stream(start, bytes, |bytes| dtype.widen(bytes, &mut values))?;
+        Ok(values)
     }
 
     fn error(&self, start: u64, error: &std::io::Error) -> Error {

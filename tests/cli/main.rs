@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod compress;
+mod convert;
 #[path = "../cache/draft.rs"]
 #[allow(
     dead_code,

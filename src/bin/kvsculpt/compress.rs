@@ -127,7 +127,7 @@ fn check_outputs(arguments: &Arguments) -> Result<()> {
 }
 
 /// Whether two paths are the same file, which need not exist.
-fn is_same(one: &Path, other: &Path) -> bool {
+pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
     let resolved = |path: &Path| {
         path.canonicalize().ok().or_else(|| {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod compress;
+mod convert;
 mod demo;
 mod devices;
 mod engine;
@@ -56,6 +57,7 @@ struct Talk {
 #[derive(Debug, Subcommand)]
 enum Command {
     Compress(Box<compress::Arguments>),
+    Convert(Box<convert::Arguments>),
     Demo(demo::Arguments),
     Devices(devices::Arguments),
 }
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
     }
     let done = match &program.command {
         Command::Compress(arguments) => compress::run(arguments, program.talk),
+        Command::Convert(arguments) => convert::run(arguments),
         Command::Demo(arguments) => demo::run(arguments, program.talk),
         Command::Devices(arguments) => devices::run(arguments, program.talk),
     };
