@@ -16,7 +16,7 @@
 //! # }
 //! ```
 
-use crate::cache::Capture;
+use crate::cache::{Capture, Compressed};
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuEngine;
 use crate::engine::Engine as _;
@@ -24,8 +24,8 @@ use crate::engine::Engine as _;
 use crate::gpu::adapters;
 use crate::gpu::{AdapterSummary, Gpu, Selection, chosen};
 use crate::kernels::GpuEngine;
-use crate::solver::{Compression, Observer, Request, compress};
-use crate::{Error, Result};
+use crate::solver::{Compression, Observer, Request, Worth, compress, judge};
+use crate::{Error, Options, Result};
 
 /// What is to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,6 +203,24 @@ impl Machine {
             Self::Gpu(engine) => compress(engine.as_mut(), capture, request, observer),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => compress(engine, capture, request, observer),
+        }
+    }
+
+    /// [`judge`] on this machine.
+    ///
+    /// # Errors
+    /// Those of [`judge`].
+    pub fn judge(
+        &mut self,
+        capture: &Capture,
+        caches: &[&Compressed],
+        options: &Options,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Vec<Worth>>> {
+        match self {
+            Self::Gpu(engine) => judge(engine.as_mut(), capture, caches, options, observer),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => judge(engine, capture, caches, options, observer),
         }
     }
 }

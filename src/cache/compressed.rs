@@ -175,7 +175,7 @@ impl Compressed {
         Self::take(Container::from_bytes(name.into(), bytes.into())?)
     }
 
-    fn take(container: Container) -> Result<Self> {
+    pub(super) fn take(container: Container) -> Result<Self> {
         container.check_format(
             "kv-compressed",
             (

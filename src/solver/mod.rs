@@ -7,6 +7,7 @@ mod compress;
 mod curves;
 mod descent;
 mod fit;
+mod judge;
 mod keys;
 mod line_search;
 mod plan;
@@ -19,6 +20,7 @@ mod track;
 mod values;
 
 pub use compress::{check, compress};
+pub use judge::{Worth, judge};
 
 use serde::{Deserialize, Serialize};
 

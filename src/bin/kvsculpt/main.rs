@@ -3,11 +3,14 @@
 //! Data goes to standard output, everything else to standard error. The exit codes are in [`EXIT_CODES`].
 
 mod arguments;
+mod compare;
 mod compress;
 mod demo;
 mod devices;
 mod engine;
+mod inspect;
 mod lengths;
+mod made;
 mod progress;
 mod report;
 mod table;
@@ -55,9 +58,11 @@ struct Talk {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Compare(compare::Arguments),
     Compress(Box<compress::Arguments>),
     Demo(demo::Arguments),
     Devices(devices::Arguments),
+    Inspect(inspect::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -66,9 +71,11 @@ fn main() -> ExitCode {
         log_to_stderr();
     }
     let done = match &program.command {
+        Command::Compare(arguments) => compare::run(arguments, program.talk),
         Command::Compress(arguments) => compress::run(arguments, program.talk),
         Command::Demo(arguments) => demo::run(arguments, program.talk),
         Command::Devices(arguments) => devices::run(arguments, program.talk),
+        Command::Inspect(arguments) => inspect::run(arguments, program.talk),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

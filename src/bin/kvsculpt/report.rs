@@ -70,12 +70,23 @@ struct Seconds {
 }
 
 /// Plain means over heads; of probe errors over the heads that have some.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Means {
     pub(crate) result: Judged,
     pub(crate) select: Judged,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) select_fit: Option<Judged>,
+}
+
+impl Means {
+    pub(crate) fn of(heads: &[Outcome]) -> Self {
+        let fitted: Option<Vec<Judged>> = heads.iter().map(|head| head.select_fit).collect();
+        Self {
+            result: mean(heads.iter().map(|head| head.result)),
+            select: mean(heads.iter().map(|head| head.select)),
+            select_fit: fitted.map(|judged| mean(judged.into_iter())),
+        }
+    }
 }
 
 impl<'a> Report<'a> {
@@ -89,7 +100,6 @@ impl<'a> Report<'a> {
     ) -> Self {
         let heads = compression.outcomes.as_slice();
         let (before, after) = compression.bytes();
-        let fitted: Option<Vec<Judged>> = heads.iter().map(|head| head.select_fit).collect();
         Self {
             tool: concat!("kvsculpt ", env!("CARGO_PKG_VERSION")),
             capture,
@@ -103,11 +113,7 @@ impl<'a> Report<'a> {
             budgets: &compression.budgets,
             curves: &compression.curves,
             heads,
-            means: Means {
-                result: mean(heads.iter().map(|head| head.result)),
-                select: mean(heads.iter().map(|head| head.select)),
-                select_fit: fitted.map(|judged| mean(judged.into_iter())),
-            },
+            means: Means::of(heads),
             bytes: Bytes {
                 before,
                 after,
@@ -248,7 +254,7 @@ fn mean(judged: impl Iterator<Item = Judged>) -> Judged {
 }
 
 /// The mean of each error; `None` where there is none.
-fn mean_errors(errors: impl Iterator<Item = Errors>) -> Option<Errors> {
+pub(crate) fn mean_errors(errors: impl Iterator<Item = Errors>) -> Option<Errors> {
     let errors: Vec<Errors> = errors.collect();
     let over = |pick: fn(&Errors) -> f64| average(errors.iter().map(pick));
     (!errors.is_empty()).then(|| Errors {
