@@ -19,6 +19,7 @@ pub use compressed::{Compressed, CompressedHead, CompressedLayer};
 pub use file::CacheFile;
 pub use layout::LayerShape;
 pub use memory::Context;
+pub use output::write_whole;
 pub use rope::{Pairing, Rope};
 
 pub(crate) use output::Output;

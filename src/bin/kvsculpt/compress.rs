@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kvsculpt::cache::{Capture, Compressed};
+use kvsculpt::cache::{Capture, Compressed, write_whole};
 use kvsculpt::solver::{Request, check};
 use kvsculpt::{Error, Result};
 
@@ -32,6 +32,9 @@ pub(crate) struct Arguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
+    /// Also write an HTML page about the result: one file that needs no network
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     options: OptionArguments,
     #[command(flatten)]
@@ -71,6 +74,9 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     }
     let seconds = started.elapsed().as_secs_f64();
     let report = Report::new(&arguments.capture, Some(written), &machine, &request.options, &compression, seconds);
+    if let Some(path) = &arguments.report {
+        write_whole(path, report.page(&compression).as_bytes())?;
+    }
     if arguments.json {
         return print_json(&report);
     }
@@ -81,12 +87,14 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     };
     let width = table::terminal_width();
     let saved = lengths.destination().map(|path| format!("budgets  {}\n", path.display()));
+    let page = arguments.report.as_ref().map(|path| format!("page     {}\n", path.display()));
     print(&format!(
-        "{}\n{}{probed}{}{}",
+        "{}\n{}{probed}{}{}{}",
         table::fitting(&report, width),
         report.lengths(width),
         report.summary(),
-        saved.unwrap_or_default()
+        saved.unwrap_or_default(),
+        page.unwrap_or_default()
     ))
 }
 
@@ -108,6 +116,17 @@ fn check_outputs(arguments: &Arguments) -> Result<()> {
         return refuse(source, "is read, and would be lost; choose another path for --output");
     }
     Compressed::check_writable(output)?;
+    if let Some(page) = &arguments.report {
+        let mut others = [capture, output].into_iter().map(PathBuf::as_path);
+        let lengths = &arguments.options.lengths;
+        if others.any(|other| is_same(page, other)) || lengths.sources().chain(lengths.destination()).any(|other| is_same(page, other)) {
+            return refuse(
+                page,
+                "is another file of this command, which would be lost; choose another path for --report",
+            );
+        }
+        Compressed::check_writable(page)?;
+    }
     let Some(budgets) = arguments.options.lengths.destination() else {
         return Ok(());
     };
@@ -127,7 +146,7 @@ fn check_outputs(arguments: &Arguments) -> Result<()> {
 }
 
 /// Whether two paths are the same file, which need not exist.
-fn is_same(one: &Path, other: &Path) -> bool {
+pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
     let resolved = |path: &Path| {
         path.canonicalize().ok().or_else(|| {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());

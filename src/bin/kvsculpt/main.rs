@@ -8,9 +8,11 @@ mod compress;
 mod demo;
 mod devices;
 mod engine;
+mod html;
 mod inspect;
 mod lengths;
 mod made;
+mod page;
 mod progress;
 mod report;
 mod table;
@@ -63,6 +65,7 @@ enum Command {
     Demo(demo::Arguments),
     Devices(devices::Arguments),
     Inspect(inspect::Arguments),
+    Report(page::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(arguments, program.talk),
         Command::Devices(arguments) => devices::run(arguments, program.talk),
         Command::Inspect(arguments) => inspect::run(arguments, program.talk),
+        Command::Report(arguments) => page::run(arguments, program.talk),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

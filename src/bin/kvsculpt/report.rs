@@ -11,6 +11,8 @@ use kvsculpt::options::{Method, Split};
 use kvsculpt::solver::{Compression, Errors, Judged, Outcome, Timings};
 use serde::{Serialize, Serializer};
 
+use crate::html::Page;
+use crate::made::Made;
 use crate::progress::duration;
 
 /// The file that came out.
@@ -151,6 +153,25 @@ impl<'a> Report<'a> {
             width.is_none_or(|width| widest <= usize::from(width))
         };
         parts.into_iter().filter(fits).map(|part| part + "\n").collect()
+    }
+
+    /// The same as a page.
+    pub(crate) fn page(&self, compression: &Compression) -> String {
+        let made = Made::of(&compression.compressed);
+        let run = [
+            ("machine", self.engine.name.clone()),
+            ("time", self.time()),
+            ("pairs", self.pairs()),
+        ];
+        let page = Page {
+            name: self.capture.display().to_string(),
+            made: &made,
+            curves: self.curves,
+            run: run.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+            metadata: &compression.compressed.metadata,
+            bytes: (Some(self.bytes.before), self.bytes.after),
+        };
+        page.html()
     }
 
     /// The lines under the table: what was kept, bytes, time, machine, file.
