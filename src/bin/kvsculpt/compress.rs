@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let capture = Capture::open(&arguments.capture)?;
     check_outputs(arguments)?;
     let mut request = Request {
-        options: arguments.options.options(),
+        options: arguments.options.options()?,
         layers: arguments.layers.clone().map(|layers| layers.0),
         dtype: arguments.dtype.map(Into::into),
         memory: arguments.memory,
@@ -111,15 +111,20 @@ fn check_outputs(arguments: &Arguments) -> Result<()> {
             "is the capture itself, which would be lost; choose another path for --output",
         );
     }
-    let mut sources = arguments.options.lengths.sources();
+    let mut sources = arguments.options.sources();
     if let Some(source) = sources.find(|source| is_same(output, source)) {
         return refuse(source, "is read, and would be lost; choose another path for --output");
     }
     Compressed::check_writable(output)?;
     if let Some(page) = &arguments.report {
         let mut others = [capture, output].into_iter().map(PathBuf::as_path);
-        let lengths = &arguments.options.lengths;
-        if others.any(|other| is_same(page, other)) || lengths.sources().chain(lengths.destination()).any(|other| is_same(page, other)) {
+        let options = &arguments.options;
+        if others.any(|other| is_same(page, other))
+            || options
+                .sources()
+                .chain(options.lengths.destination())
+                .any(|other| is_same(page, other))
+        {
             return refuse(
                 page,
                 "is another file of this command, which would be lost; choose another path for --report",
@@ -136,7 +141,7 @@ fn check_outputs(arguments: &Arguments) -> Result<()> {
             "is the capture or the output, which would be lost; choose another path for --save-budgets",
         );
     }
-    if arguments.options.lengths.sources().any(|source| is_same(budgets, source)) {
+    if arguments.options.sources().any(|source| is_same(budgets, source)) {
         return refuse(
             budgets,
             "is read, and what it says of other layers would be lost; choose another path for --save-budgets",

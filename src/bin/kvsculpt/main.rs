@@ -5,6 +5,7 @@
 mod arguments;
 mod compare;
 mod compress;
+mod config;
 mod demo;
 mod devices;
 mod engine;
@@ -15,6 +16,7 @@ mod made;
 mod page;
 mod progress;
 mod report;
+mod shell;
 mod table;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -32,7 +34,8 @@ Exit codes:
   2  options without meaning, or none for this capture
   3  a file that cannot be read, understood or written
   4  no adapter, or none that suffices
-  5  trouble on the GPU, or too little memory";
+  5  trouble on the GPU, or too little memory
+130  interrupted";
 
 /// Makes a language model's key-value cache several times shorter.
 ///
@@ -61,10 +64,12 @@ struct Talk {
 #[derive(Debug, Subcommand)]
 enum Command {
     Compare(compare::Arguments),
+    Completions(shell::CompletionArguments),
     Compress(Box<compress::Arguments>),
     Demo(demo::Arguments),
     Devices(devices::Arguments),
     Inspect(inspect::Arguments),
+    Man(shell::ManArguments),
     Report(page::Arguments),
 }
 
@@ -75,10 +80,12 @@ fn main() -> ExitCode {
     }
     let done = match &program.command {
         Command::Compare(arguments) => compare::run(arguments, program.talk),
+        Command::Completions(arguments) => shell::completions(arguments),
         Command::Compress(arguments) => compress::run(arguments, program.talk),
         Command::Demo(arguments) => demo::run(arguments, program.talk),
         Command::Devices(arguments) => devices::run(arguments, program.talk),
         Command::Inspect(arguments) => inspect::run(arguments, program.talk),
+        Command::Man(arguments) => shell::man(arguments),
         Command::Report(arguments) => page::run(arguments, program.talk),
     };
     match done {
@@ -97,6 +104,7 @@ fn exit_code(error: &Error) -> u8 {
         Error::Options { .. } => 2,
         Error::File { .. } | Error::Shape { .. } => 3,
         Error::NoAdapter(_) | Error::Unsupported { .. } => 4,
+        Error::Cancelled => 130,
         Error::Shader { .. } | Error::OutOfMemory { .. } | Error::DeviceLost(_) | Error::Timeout { .. } | Error::Gpu(_) => 5,
         _ => 1,
     }

@@ -6,8 +6,7 @@ use std::fmt::Write as _;
 use kvsculpt::budget::Curve;
 
 use super::heat::Scale;
-use super::parts::powers;
-use crate::table::number;
+use super::parts::{brief, tick, ticks};
 
 /// A layer's mean error of each method: select, select-fit, what is returned.
 pub(super) type Candidates = [Option<f64>; 3];
@@ -17,7 +16,7 @@ const MARKS: [(&str, &str); 3] = [("select", "select"), ("fit", "select-fit"), (
 /// A row a layer, a mark a method, errors on a logarithmic axis.
 pub(super) fn methods(layers: &BTreeMap<usize, Candidates>) -> String {
     const LEFT: f64 = 46.0;
-    const WIDE: f64 = 600.0;
+    const WIDE: f64 = 400.0;
     const HIGH: f64 = 18.0;
     let scale = Scale::of(layers.values().flatten().flatten().copied());
     let Scale::Logarithm { least, most } = scale else {
@@ -29,13 +28,13 @@ pub(super) fn methods(layers: &BTreeMap<usize, Candidates>) -> String {
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDE} {height}\" width=\"{WIDE}\" height=\"{height}\" role=\"img\" aria-label=\"Errors of the methods by layer\">"
     );
-    for power in powers(least, most) {
-        let at = x(power);
+    for at_error in ticks(least, most) {
+        let at = x(at_error);
         let _ = write!(
             svg,
             "<path class=\"line\" d=\"M{at:.1} 4V{bottom}\"/><text class=\"middle\" x=\"{at:.1}\" y=\"{}\">{}</text>",
             bottom + 15.0,
-            number(Some(power))
+            tick(at_error)
         );
     }
     for (row, (layer, candidates)) in layers.iter().enumerate() {
@@ -44,7 +43,7 @@ pub(super) fn methods(layers: &BTreeMap<usize, Candidates>) -> String {
         let _ = write!(svg, "<path class=\"line\" d=\"M{LEFT} {y}H{}\"/>", WIDE - 10.0);
         for (candidate, (class, name)) in candidates.iter().zip(MARKS) {
             if let Some(error) = candidate {
-                let title = format!("<title>layer {layer}, {name}: {}</title>", number(Some(*error)));
+                let title = format!("<title>layer {layer}, {name}: {}</title>", brief(*error));
                 svg += &mark(class, x(*error), y, &title);
             }
         }
@@ -118,14 +117,14 @@ fn layer_curves(curves: &[&Curve], scale: Scale, longest: usize, kept: &impl Fn(
     let mut svg =
         format!("<svg viewBox=\"0 0 {WIDE} {HIGH}\" width=\"{WIDE}\" height=\"{HIGH}\" role=\"img\" aria-label=\"Error over length\">");
     if let Scale::Logarithm { least, most } = scale {
-        for power in powers(least, most) {
-            let at = y(power);
+        for at_error in ticks(least, most) {
+            let at = y(at_error);
             let _ = write!(
                 svg,
                 "<path class=\"line\" d=\"M46 {at:.1}H{}\"/><text class=\"right\" x=\"42\" y=\"{:.1}\">{}</text>",
                 WIDE - 10.0,
                 at + 4.0,
-                number(Some(power))
+                tick(at_error)
             );
         }
     }
@@ -157,7 +156,7 @@ fn layer_curves(curves: &[&Curve], scale: Scale, longest: usize, kept: &impl Fn(
                 x(length),
                 y(error),
                 curve.head,
-                number(Some(error))
+                brief(error)
             );
         }
     }

@@ -18,7 +18,7 @@ use crate::report::size;
 use crate::table::{number, stop};
 use charts::Candidates;
 use heat::{Grid, Scale, heat};
-use parts::{escaped, facts, tile};
+use parts::{brief, columns, escaped, facts, tile};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -157,11 +157,7 @@ impl Page<'_> {
             ("mean error, select-fit", mean(&|head| rows.error(head.select_fit.as_ref()?))),
             ("mean error, returned", mean(&|head| rows.error(&head.result))),
         ];
-        tiles.extend(
-            candidates
-                .into_iter()
-                .filter_map(|(what, error)| Some(tile(&number(Some(error?)), what))),
-        );
+        tiles.extend(candidates.into_iter().filter_map(|(what, error)| Some(tile(&brief(error?), what))));
         format!(
             "<div class=\"tiles\">{}</div>\n<p class=\"soft\">Errors: {}; smaller is better.</p>\n",
             tiles.concat(),
@@ -220,7 +216,7 @@ impl Page<'_> {
         let mut html = format!("<h2>Source and run</h2>\n<div class=\"scroll\">{}</div>\n", facts(&rows));
         if let Some(Value::Object(options)) = &self.made.options {
             let options: Vec<(String, String)> = options.iter().map(|(name, value)| (name.clone(), written(value))).collect();
-            html += &format!("<h2>Options</h2>\n<div class=\"scroll\">{}</div>\n", facts(&options));
+            html += &format!("<h2>Options</h2>\n{}\n", columns(&options));
         }
         html
     }
@@ -275,7 +271,7 @@ fn methods(heads: &[Outcome], rows: Rows) -> String {
         })
         .collect();
     format!(
-        "<h2>Methods at the same lengths</h2>\n<p class=\"soft\">Mean error of each layer's heads, on a logarithmic scale. `select` keeps the pairs of most attention, `select-fit` solves their values anew.</p>\n<figure>{}{}</figure>\n",
+        "<h2>Methods at the same lengths</h2>\n<p class=\"soft\">Mean error of each layer's heads, on a logarithmic scale. Select keeps the pairs of most attention, select-fit solves their values anew.</p>\n<figure>{}{}</figure>\n",
         charts::legend(),
         charts::methods(&layers)
     )
