@@ -19,12 +19,13 @@
 use crate::cache::{Capture, Compressed};
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuEngine;
-use crate::engine::Engine as _;
+use crate::engine::{Dims, Engine as _};
 #[cfg(feature = "cpu")]
 use crate::gpu::adapters;
 use crate::gpu::{AdapterSummary, Gpu, Selection, chosen};
 use crate::kernels::GpuEngine;
-use crate::solver::{Compression, Observer, Request, Worth, compress, judge};
+use crate::self_test::{Check, self_test};
+use crate::solver::{Compression, Estimate, Observer, Request, Worth, compress, estimate, judge};
 use crate::{Error, Options, Result};
 
 /// What is to compute.
@@ -203,6 +204,27 @@ impl Machine {
             Self::Gpu(engine) => compress(engine.as_mut(), capture, request, observer),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => compress(engine, capture, request, observer),
+        }
+    }
+
+    /// [`self_test`] of this machine.
+    pub fn self_test(&mut self, dims: Dims) -> Vec<Check> {
+        match self {
+            Self::Gpu(engine) => self_test(engine.as_mut(), dims),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => self_test(engine, dims),
+        }
+    }
+
+    /// [`estimate`] for this machine.
+    ///
+    /// # Errors
+    /// Those of [`estimate`].
+    pub fn estimate(&self, capture: &Capture, request: &Request) -> Result<Estimate> {
+        match self {
+            Self::Gpu(engine) => estimate(engine.as_ref(), capture, request),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => estimate(engine, capture, request),
         }
     }
 

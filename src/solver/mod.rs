@@ -6,6 +6,7 @@ mod candidates;
 mod compress;
 mod curves;
 mod descent;
+mod estimate;
 mod fit;
 mod judge;
 mod keys;
@@ -20,6 +21,7 @@ mod track;
 mod values;
 
 pub use compress::{check, compress};
+pub use estimate::{Estimate, estimate};
 pub use judge::{Worth, judge};
 
 use serde::{Deserialize, Serialize};

@@ -19,5 +19,7 @@ mod compress;
 )]
 mod draft;
 mod lengths;
+mod looking;
 mod machines;
+mod setting_up;
 mod workplace;

@@ -10,7 +10,7 @@ use kvsculpt::{Error, Result};
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
 use crate::progress::Progress;
 use crate::report::{Report, Written};
-use crate::{Talk, engine, print, print_json, table};
+use crate::{Talk, dry_run, engine, print, print_json, table};
 
 /// Compress a capture.
 ///
@@ -21,8 +21,11 @@ pub(crate) struct Arguments {
     /// The capture to read
     capture: PathBuf,
     /// The file to write
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    /// Tell what memory, space and time it would take, by a short probe on the machine chosen; write nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Layers to compress, e.g. 0,7-9 [default: all]
     #[arg(long, value_parser = layers)]
     layers: Option<Layers>,
@@ -48,7 +51,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let started = Instant::now();
     let capture = Capture::open(&arguments.capture)?;
-    check_outputs(arguments)?;
+    if let (Some(output), false) = (&arguments.output, arguments.dry_run) {
+        check_outputs(arguments, output)?;
+    }
     let mut request = Request {
         options: arguments.options.options()?,
         layers: arguments.layers.clone().map(|layers| layers.0),
@@ -60,13 +65,17 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     lengths.complete(&mut request, &capture.layers)?;
     check(&capture, &request)?;
     let mut machine = engine::open(&arguments.engine, talk)?;
+    let output = match &arguments.output {
+        Some(output) if !arguments.dry_run => output,
+        _ => return dry_run::run(&mut machine, &capture, &request, arguments.json, talk),
+    };
     let mut progress = Progress::new(talk, request.decided());
     let compression = machine.compress(&capture, &request, &mut progress)?;
     progress.finish();
     let write = Instant::now();
     let written = Written {
-        path: &arguments.output,
-        bytes: compression.compressed.write(&arguments.output)?,
+        path: output,
+        bytes: compression.compressed.write(output)?,
         seconds: write.elapsed().as_secs_f64(),
     };
     if let Some(path) = lengths.destination() {
@@ -99,12 +108,12 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
 }
 
 /// Refuses outputs that cannot be written, or would overwrite what is read or each other, before the work that would be lost.
-fn check_outputs(arguments: &Arguments) -> Result<()> {
+fn check_outputs(arguments: &Arguments, output: &Path) -> Result<()> {
     let refuse = |path: &Path, reason: &str| {
         let (path, reason) = (path.to_owned(), reason.to_owned());
         Err(Error::File { path, reason })
     };
-    let Arguments { capture, output, .. } = arguments;
+    let capture = arguments.capture.as_path();
     if is_same(output, capture) {
         return refuse(
             output,
@@ -117,7 +126,7 @@ fn check_outputs(arguments: &Arguments) -> Result<()> {
     }
     Compressed::check_writable(output)?;
     if let Some(page) = &arguments.report {
-        let mut others = [capture, output].into_iter().map(PathBuf::as_path);
+        let mut others = [capture, output].into_iter();
         let options = &arguments.options;
         if others.any(|other| is_same(page, other))
             || options

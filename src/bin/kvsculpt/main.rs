@@ -8,6 +8,8 @@ mod compress;
 mod config;
 mod demo;
 mod devices;
+mod doctor;
+mod dry_run;
 mod engine;
 mod html;
 mod inspect;
@@ -34,7 +36,7 @@ Exit codes:
   2  options without meaning, or none for this capture
   3  a file that cannot be read, understood or written
   4  no adapter, or none that suffices
-  5  trouble on the GPU, or too little memory
+  5  trouble on the GPU, a machine that fails its self-test, or too little memory
 130  interrupted";
 
 /// Makes a language model's key-value cache several times shorter.
@@ -68,6 +70,7 @@ enum Command {
     Compress(Box<compress::Arguments>),
     Demo(demo::Arguments),
     Devices(devices::Arguments),
+    Doctor(doctor::Arguments),
     Inspect(inspect::Arguments),
     Man(shell::ManArguments),
     Report(page::Arguments),
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         Command::Compress(arguments) => compress::run(arguments, program.talk),
         Command::Demo(arguments) => demo::run(arguments, program.talk),
         Command::Devices(arguments) => devices::run(arguments, program.talk),
+        Command::Doctor(arguments) => doctor::run(arguments, program.talk),
         Command::Inspect(arguments) => inspect::run(arguments, program.talk),
         Command::Man(arguments) => shell::man(arguments),
         Command::Report(arguments) => page::run(arguments, program.talk),
@@ -105,7 +109,12 @@ fn exit_code(error: &Error) -> u8 {
         Error::File { .. } | Error::Shape { .. } => 3,
         Error::NoAdapter(_) | Error::Unsupported { .. } => 4,
         Error::Cancelled => 130,
-        Error::Shader { .. } | Error::OutOfMemory { .. } | Error::DeviceLost(_) | Error::Timeout { .. } | Error::Gpu(_) => 5,
+        Error::Shader { .. }
+        | Error::OutOfMemory { .. }
+        | Error::DeviceLost(_)
+        | Error::Timeout { .. }
+        | Error::Gpu(_)
+        | Error::SelfTest { .. } => 5,
         _ => 1,
     }
 }

@@ -136,10 +136,8 @@ fn layer_curves(curves: &[&Curve], scale: Scale, longest: usize, kept: &impl Fn(
         HIGH - 6.0
     );
     for curve in curves {
-        let points: Vec<String> = curve
-            .points
-            .iter()
-            .map(|point| format!("{:.1} {:.1}", x(point.length), y(point.error)))
+        let points: Vec<String> = lengths(curve)
+            .map(|length| format!("{:.1} {:.1}", x(length), y(curve.error(length))))
             .collect();
         let colour = curve.head % 8;
         let _ = write!(
@@ -161,4 +159,15 @@ fn layer_curves(curves: &[&Curve], scale: Scale, longest: usize, kept: &impl Fn(
         }
     }
     svg + "</svg>"
+}
+
+/// Where a curve is drawn: at its points and between them, for what is a straight line of errors bends on a logarithmic axis.
+fn lengths(curve: &Curve) -> impl Iterator<Item = usize> {
+    const BETWEEN: usize = 10;
+    let first = curve.points.first().map(|point| point.length);
+    let stretches = curve.points.windows(2).flat_map(|ends| {
+        let (from, to) = (ends[0].length, ends[1].length.max(ends[0].length));
+        (1..=BETWEEN).map(move |step| from + (to - from) * step / BETWEEN)
+    });
+    first.into_iter().chain(stretches)
 }

@@ -177,13 +177,7 @@ impl Page<'_> {
             Scale::Share,
             |share| format!("{:.0}%", 100.0 * share),
         );
-        let errors = heat(
-            "Error of each head",
-            "Darker is worse, by the logarithm.",
-            &errors,
-            scale,
-            |error| number(Some(error)),
-        );
+        let errors = heat("Error of each head", "Stronger is worse, by the logarithm.", &errors, scale, brief);
         format!("<h2>Lengths and errors</h2>\n<div class=\"pair\">{lengths}{errors}</div>\n")
     }
 
