@@ -20,6 +20,7 @@ mod compress;
 mod draft;
 mod lengths;
 mod looking;
+mod looking_ahead;
 mod machines;
 mod setting_up;
 mod workplace;
