@@ -16,7 +16,7 @@ use crate::{Talk, engine, print, print_json};
 
 /// Compare two compressed caches, or one with the capture it was made from.
 ///
-/// Sizes and lengths; with the capture the errors of each head, judged anew on its probe rows, else on rows held out of every fit.
+/// Sizes and lengths; with the capture the errors of each head, judged anew on its probe rows, else on rows held out.
 /// Without the capture errors are those that the files themselves report. A ratio is B over A: below 1, B is smaller or better.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -114,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
 /// Errors judged now; of the capture itself, which loses nothing, none.
 fn judged(files: &[CacheFile; 2], capture: &Capture, arguments: &Arguments, talk: Talk) -> Result<[Vec<Worth>; 2]> {
     let caches: Vec<&Compressed> = files.iter().filter_map(short).collect();
-    // Rows that both held out, where both say how they were made.
+    // What the first of them that says so held out; the other did too, where it was made alike.
     let options = caches.iter().find_map(|cache| Made::of(cache).understood()).unwrap_or_default();
     let mut machine = engine::open(&arguments.engine, talk)?;
     let mut progress = Progress::new(talk, Decided::Beforehand);
@@ -242,7 +242,7 @@ impl Comparison {
                 "\n{}. Merged error: lower in B in {} heads, higher in {}, of {}.\n",
                 match rows {
                     "probe" => "Errors on the capture's probe rows, judged now",
-                    "validation" => "Errors on rows of the capture held out of every fit, judged now",
+                    "validation" => "Errors on the rows that the first compressed cache held out of its fit, judged now",
                     _ => "Errors as the files report them; --capture FILE judges both anew",
                 },
                 self.means.better,

@@ -59,7 +59,7 @@ pub(super) fn heat(title: &str, caption: &str, grid: &Grid, scale: Scale, writte
         "<svg viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"{}\">",
         escaped(title)
     );
-    svg += &format!("<text x=\"0\" y=\"12\">layer</text>");
+    svg += "<text x=\"0\" y=\"12\">layer</text>";
     let every = if told { 1 } else { 4 };
     for head in (0..heads).step_by(every) {
         let _ = write!(
