@@ -65,7 +65,7 @@ pub mod scalar {
 }
 
 /// Channels of keys and of values: the same for all heads of a batch, multiples of 4, at most 256.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct Dims {
     /// Channels of a key or query.
     pub dim: u32,

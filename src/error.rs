@@ -83,6 +83,14 @@ pub enum Error {
     /// The graphics layer reported an error of its own.
     #[error("GPU: {0}")]
     Gpu(String),
+    /// A machine does not compute what it should.
+    #[error("{machine} fails: {failed}; update its driver, or choose another machine with --adapter or --engine cpu")]
+    SelfTest {
+        /// The machine in words.
+        machine: String,
+        /// The operations that are wrong, or why it could not be tested.
+        failed: String,
+    },
     /// The caller's [`Observer`](crate::solver::Observer) asked to stop.
     #[error("stopped before the end, as asked")]
     Cancelled,

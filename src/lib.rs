@@ -61,6 +61,7 @@ pub mod kernels;
 pub mod machine;
 pub mod options;
 pub mod reference;
+pub mod self_test;
 pub mod solver;
 
 pub use error::{Error, Result};

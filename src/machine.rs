@@ -16,16 +16,17 @@
 //! # }
 //! ```
 
-use crate::cache::Capture;
+use crate::cache::{Capture, Compressed};
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuEngine;
-use crate::engine::Engine as _;
+use crate::engine::{Dims, Engine as _};
 #[cfg(feature = "cpu")]
 use crate::gpu::adapters;
 use crate::gpu::{AdapterSummary, Gpu, Selection, chosen};
 use crate::kernels::GpuEngine;
-use crate::solver::{Compression, Observer, Request, compress};
-use crate::{Error, Result};
+use crate::self_test::{Check, self_test};
+use crate::solver::{Compression, Estimate, Observer, Request, Worth, compress, estimate, judge};
+use crate::{Error, Options, Result};
 
 /// What is to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,6 +204,45 @@ impl Machine {
             Self::Gpu(engine) => compress(engine.as_mut(), capture, request, observer),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => compress(engine, capture, request, observer),
+        }
+    }
+
+    /// [`self_test`] of this machine.
+    pub fn self_test(&mut self, dims: Dims) -> Vec<Check> {
+        match self {
+            Self::Gpu(engine) => self_test(engine.as_mut(), dims),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => self_test(engine, dims),
+        }
+    }
+
+    /// [`estimate`] for this machine.
+    ///
+    /// # Errors
+    /// Those of [`estimate`].
+    pub fn estimate(&self, capture: &Capture, request: &Request) -> Result<Estimate> {
+        match self {
+            Self::Gpu(engine) => estimate(engine.as_ref(), capture, request),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => estimate(engine, capture, request),
+        }
+    }
+
+    /// [`judge`] on this machine.
+    ///
+    /// # Errors
+    /// Those of [`judge`].
+    pub fn judge(
+        &mut self,
+        capture: &Capture,
+        caches: &[&Compressed],
+        options: &Options,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Vec<Worth>>> {
+        match self {
+            Self::Gpu(engine) => judge(engine.as_mut(), capture, caches, options, observer),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => judge(engine, capture, caches, options, observer),
         }
     }
 }

@@ -7,6 +7,7 @@
 mod capture;
 mod compressed;
 mod container;
+mod file;
 mod layout;
 mod memory;
 mod output;
@@ -15,8 +16,10 @@ mod source;
 
 pub use capture::{Capture, Layer, Queries};
 pub use compressed::{Compressed, CompressedHead, CompressedLayer};
+pub use file::CacheFile;
 pub use layout::LayerShape;
 pub use memory::Context;
+pub use output::write_whole;
 pub use rope::{Pairing, Rope};
 
 pub(crate) use container::{Container, shown};

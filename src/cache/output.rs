@@ -199,3 +199,13 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Error {
         },
     )
 }
+
+/// Writes a file whole or not at all; returns its bytes.
+///
+/// # Errors
+/// [`Error::File`]: not writable, disk full.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<u64> {
+    let mut output = Output::create(path)?;
+    output.bytes(bytes)?;
+    output.finish()
+}

@@ -36,7 +36,7 @@ impl Machine {
 }
 
 /// The numbers of one specialisation of the kernels, a pure function of [`Dims`] and [`Machine`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Spec {
     /// Channels.
     pub dims: Dims,

@@ -6,7 +6,9 @@ mod candidates;
 mod compress;
 mod curves;
 mod descent;
+mod estimate;
 mod fit;
+mod judge;
 mod keys;
 mod line_search;
 mod plan;
@@ -19,6 +21,8 @@ mod track;
 mod values;
 
 pub use compress::{check, compress};
+pub use estimate::{Estimate, estimate};
+pub use judge::{Worth, judge};
 
 use serde::{Deserialize, Serialize};
 

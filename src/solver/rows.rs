@@ -55,13 +55,27 @@ pub(crate) fn rows(capture: &Capture, layer: &Layer, head: usize, split: Split, 
     Ok(rows)
 }
 
+/// Training and validation rows a query head, without reading any; `given` are the user's own, where there are some.
+pub(crate) fn counts(given: Option<usize>, tokens: usize, next_position: usize, split: Split, options: &Options) -> (usize, usize) {
+    if let Some(rows) = given {
+        let held = (0..rows).filter(|&number| is_held_out(number, rows, options)).count();
+        return (rows - held, held);
+    }
+    let (training, validation) = draws(tokens, next_position, split, options);
+    (training.len(), validation.len())
+}
+
+/// Whether the user's row of this number, of so many, is held out.
+fn is_held_out(number: usize, rows: usize, options: &Options) -> bool {
+    options.validation_rows > 0 && rows >= 8 && number % 8 == 4
+}
+
 /// The user's own rows; every eighth is held out where anything is to be.
 fn split_given(queries: &Queries, dim: usize, heads: std::ops::Range<usize>, options: &Options, rows: &mut Rows) {
-    let holds_out = options.validation_rows > 0 && queries.rows >= 8;
     for query_head in heads {
         let all = &queries.data[query_head * queries.rows * dim..(query_head + 1) * queries.rows * dim];
         for (number, row) in all.chunks_exact(dim).enumerate() {
-            let target = if holds_out && number % 8 == 4 {
+            let target = if is_held_out(number, queries.rows, options) {
                 &mut rows.validation
             } else {
                 &mut rows.training

@@ -64,7 +64,7 @@ fn pairs_in(capture: &Capture, layers: &[usize], request: &Request, bytes: u64) 
 }
 
 /// The bytes of a file beside its pairs, with every number of the report at its longest.
-fn largest_header(capture: &Capture, layers: &[usize], request: &Request) -> Result<u64> {
+pub(super) fn largest_header(capture: &Capture, layers: &[usize], request: &Request) -> Result<u64> {
     const LONGEST: f64 = -1.234_567_890_123_456_7e-300;
     let errors = Errors {
         output: LONGEST,

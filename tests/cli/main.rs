@@ -20,5 +20,8 @@ mod convert;
 )]
 mod draft;
 mod lengths;
+mod looking;
+mod looking_ahead;
 mod machines;
+mod setting_up;
 mod workplace;

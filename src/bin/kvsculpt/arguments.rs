@@ -1,12 +1,15 @@
 //! Arguments that several subcommands share, and the forms they are written in.
 
+use std::path::{Path, PathBuf};
+
 use clap::{Args, ValueEnum};
-use kvsculpt::Options;
 use kvsculpt::cache::Dtype;
 use kvsculpt::gpu::Selection;
 use kvsculpt::machine::Preference;
 use kvsculpt::options::{Anchor, Method, Ranking, Strength, Tail};
+use kvsculpt::{Error, Options, Result};
 
+use crate::config::Config;
 use crate::lengths::LengthArguments;
 
 /// Layers above this are a slip of the pen, not a model.
@@ -132,9 +135,12 @@ pub(crate) struct OptionArguments {
     /// How a head's short cache is made [default: kvsculpt]
     #[arg(long, value_enum)]
     method: Option<MethodKind>,
-    /// Where the options that are not given come from
-    #[arg(long, value_enum, default_value_t = PresetKind::Default)]
-    preset: PresetKind,
+    /// Where the options that are not given come from [default: what --config says, else default]
+    #[arg(long, value_enum)]
+    preset: Option<PresetKind>,
+    /// Take options from this TOML file, under the names the library and --json have for them, and `preset`; what is given here wins
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[arg(long, value_name = "PAIRS|auto", value_parser = tail, help = with_presets(
         "Newest pairs that stay as they are: a number, or `auto` for a quarter of the kept pairs, at most 256",
         |options| match options.tail {
@@ -239,12 +245,25 @@ struct FinerArguments {
 struct RecentRows(Option<usize>);
 
 impl OptionArguments {
-    /// The preset with what was given put over it.
-    pub(crate) fn options(&self) -> Options {
-        let mut options = match self.preset {
-            PresetKind::Default => Options::default(),
-            PresetKind::Published => Options::published(),
+    /// Files that are read beside the capture.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &Path> {
+        self.config.as_deref().into_iter().chain(self.lengths.sources())
+    }
+
+    /// The preset, over it what the file of `--config` says, over that what was given.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or has what is no option.
+    pub(crate) fn options(&self) -> Result<Options> {
+        let config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
+        let preset = match (self.preset, config.preset()) {
+            (Some(PresetKind::Published), _) | (None, Some("published")) => Options::published(),
+            _ => Options::default(),
         };
+        let mut options = config.over(preset).map_err(|reason| Error::File {
+            path: self.config.clone().unwrap_or_default(),
+            reason,
+        })?;
         replace(&mut options.method, self.method.map(method));
         replace(&mut options.tail, self.tail);
         replace(&mut options.sinks, self.sinks);
@@ -253,7 +272,7 @@ impl OptionArguments {
         replace(&mut options.seed, self.seed);
         self.lengths.put_over(&mut options);
         self.finer.put_over(&mut options);
-        options
+        Ok(options)
     }
 }
 

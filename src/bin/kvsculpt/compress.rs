@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kvsculpt::cache::{Capture, Compressed};
+use kvsculpt::cache::{Capture, Compressed, write_whole};
 use kvsculpt::solver::{Request, check};
 use kvsculpt::{Error, Result};
 
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
 use crate::progress::Progress;
 use crate::report::{Report, Written};
-use crate::{Talk, engine, print, print_json, table};
+use crate::{Talk, dry_run, engine, print, print_json, table};
 
 /// Compress a capture.
 ///
@@ -21,8 +21,11 @@ pub(crate) struct Arguments {
     /// The capture to read
     capture: PathBuf,
     /// The file to write
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    /// Tell what memory, space and time it would take, by a short probe on the machine chosen; write nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Layers to compress, e.g. 0,7-9 [default: all]
     #[arg(long, value_parser = layers)]
     layers: Option<Layers>,
@@ -32,6 +35,9 @@ pub(crate) struct Arguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
+    /// Also write an HTML page about the result: one file that needs no network
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     options: OptionArguments,
     #[command(flatten)]
@@ -45,9 +51,11 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let started = Instant::now();
     let capture = Capture::open(&arguments.capture)?;
-    check_outputs(arguments)?;
+    if let (Some(output), false) = (&arguments.output, arguments.dry_run) {
+        check_outputs(arguments, output)?;
+    }
     let mut request = Request {
-        options: arguments.options.options(),
+        options: arguments.options.options()?,
         layers: arguments.layers.clone().map(|layers| layers.0),
         dtype: arguments.dtype.map(Into::into),
         memory: arguments.memory,
@@ -57,13 +65,17 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     lengths.complete(&mut request, &capture.layers)?;
     check(&capture, &request)?;
     let mut machine = engine::open(&arguments.engine, talk)?;
+    let output = match &arguments.output {
+        Some(output) if !arguments.dry_run => output,
+        _ => return dry_run::run(&mut machine, &capture, &request, arguments.json, talk),
+    };
     let mut progress = Progress::new(talk, request.decided());
     let compression = machine.compress(&capture, &request, &mut progress)?;
     progress.finish();
     let write = Instant::now();
     let written = Written {
-        path: &arguments.output,
-        bytes: compression.compressed.write(&arguments.output)?,
+        path: output,
+        bytes: compression.compressed.write(output)?,
         seconds: write.elapsed().as_secs_f64(),
     };
     if let Some(path) = lengths.destination() {
@@ -71,6 +83,9 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     }
     let seconds = started.elapsed().as_secs_f64();
     let report = Report::new(&arguments.capture, Some(written), &machine, &request.options, &compression, seconds);
+    if let Some(path) = &arguments.report {
+        write_whole(path, report.page(&compression).as_bytes())?;
+    }
     if arguments.json {
         return print_json(&report);
     }
@@ -81,33 +96,51 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     };
     let width = table::terminal_width();
     let saved = lengths.destination().map(|path| format!("budgets  {}\n", path.display()));
+    let page = arguments.report.as_ref().map(|path| format!("page     {}\n", path.display()));
     print(&format!(
-        "{}\n{}{probed}{}{}",
+        "{}\n{}{probed}{}{}{}",
         table::fitting(&report, width),
         report.lengths(width),
         report.summary(),
-        saved.unwrap_or_default()
+        saved.unwrap_or_default(),
+        page.unwrap_or_default()
     ))
 }
 
 /// Refuses outputs that cannot be written, or would overwrite what is read or each other, before the work that would be lost.
-fn check_outputs(arguments: &Arguments) -> Result<()> {
+fn check_outputs(arguments: &Arguments, output: &Path) -> Result<()> {
     let refuse = |path: &Path, reason: &str| {
         let (path, reason) = (path.to_owned(), reason.to_owned());
         Err(Error::File { path, reason })
     };
-    let Arguments { capture, output, .. } = arguments;
+    let capture = arguments.capture.as_path();
     if is_same(output, capture) {
         return refuse(
             output,
             "is the capture itself, which would be lost; choose another path for --output",
         );
     }
-    let mut sources = arguments.options.lengths.sources();
+    let mut sources = arguments.options.sources();
     if let Some(source) = sources.find(|source| is_same(output, source)) {
         return refuse(source, "is read, and would be lost; choose another path for --output");
     }
     Compressed::check_writable(output)?;
+    if let Some(page) = &arguments.report {
+        let mut others = [capture, output].into_iter();
+        let options = &arguments.options;
+        if others.any(|other| is_same(page, other))
+            || options
+                .sources()
+                .chain(options.lengths.destination())
+                .any(|other| is_same(page, other))
+        {
+            return refuse(
+                page,
+                "is another file of this command, which would be lost; choose another path for --report",
+            );
+        }
+        Compressed::check_writable(page)?;
+    }
     let Some(budgets) = arguments.options.lengths.destination() else {
         return Ok(());
     };
@@ -117,7 +150,7 @@ fn check_outputs(arguments: &Arguments) -> Result<()> {
             "is the capture or the output, which would be lost; choose another path for --save-budgets",
         );
     }
-    if arguments.options.lengths.sources().any(|source| is_same(budgets, source)) {
+    if arguments.options.sources().any(|source| is_same(budgets, source)) {
         return refuse(
             budgets,
             "is read, and what it says of other layers would be lost; choose another path for --save-budgets",

@@ -95,6 +95,10 @@ struct TargetArguments {
 }
 
 impl TargetArguments {
+    fn is_given(self) -> bool {
+        self.keep.is_some() || self.target().is_some()
+    }
+
     fn target(self) -> Option<Target> {
         let tokens = self.tokens.map(Target::Tokens);
         tokens.or(self.bytes.map(Target::Bytes)).or(self.max_error.map(Target::MaxError))
@@ -104,7 +108,10 @@ impl TargetArguments {
 impl LengthArguments {
     pub(crate) fn put_over(&self, options: &mut Options) {
         replace(&mut options.keep, self.target.keep);
-        options.target = self.target.target();
+        // Any of the four decides alone.
+        if let (target, true) = (self.target.target(), self.target.is_given()) {
+            options.target = target;
+        }
         replace(&mut options.budget, self.budget.map(Into::into));
         replace(
             &mut options.allocator,

@@ -3,14 +3,23 @@
 //! Data goes to standard output, everything else to standard error. The exit codes are in [`EXIT_CODES`].
 
 mod arguments;
+mod compare;
 mod compress;
+mod config;
 mod convert;
 mod demo;
 mod devices;
+mod doctor;
+mod dry_run;
 mod engine;
+mod html;
+mod inspect;
 mod lengths;
+mod made;
+mod page;
 mod progress;
 mod report;
+mod shell;
 mod table;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -28,7 +37,8 @@ Exit codes:
   2  options without meaning, or none for this capture
   3  a file that cannot be read, understood or written
   4  no adapter, or none that suffices
-  5  trouble on the GPU, or too little memory";
+  5  trouble on the GPU, a machine that fails its self-test, or too little memory
+130  interrupted";
 
 /// Makes a language model's key-value cache several times shorter.
 ///
@@ -56,10 +66,16 @@ struct Talk {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Compare(compare::Arguments),
+    Completions(shell::CompletionArguments),
     Compress(Box<compress::Arguments>),
     Convert(Box<convert::Arguments>),
     Demo(demo::Arguments),
     Devices(devices::Arguments),
+    Doctor(doctor::Arguments),
+    Inspect(inspect::Arguments),
+    Man(shell::ManArguments),
+    Report(page::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -68,10 +84,16 @@ fn main() -> ExitCode {
         log_to_stderr();
     }
     let done = match &program.command {
+        Command::Compare(arguments) => compare::run(arguments, program.talk),
+        Command::Completions(arguments) => shell::completions(arguments),
         Command::Compress(arguments) => compress::run(arguments, program.talk),
         Command::Convert(arguments) => convert::run(arguments),
         Command::Demo(arguments) => demo::run(arguments, program.talk),
         Command::Devices(arguments) => devices::run(arguments, program.talk),
+        Command::Doctor(arguments) => doctor::run(arguments, program.talk),
+        Command::Inspect(arguments) => inspect::run(arguments, program.talk),
+        Command::Man(arguments) => shell::man(arguments),
+        Command::Report(arguments) => page::run(arguments, program.talk),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,7 +111,13 @@ fn exit_code(error: &Error) -> u8 {
         Error::Options { .. } => 2,
         Error::File { .. } | Error::Shape { .. } => 3,
         Error::NoAdapter(_) | Error::Unsupported { .. } => 4,
-        Error::Shader { .. } | Error::OutOfMemory { .. } | Error::DeviceLost(_) | Error::Timeout { .. } | Error::Gpu(_) => 5,
+        Error::Cancelled => 130,
+        Error::Shader { .. }
+        | Error::OutOfMemory { .. }
+        | Error::DeviceLost(_)
+        | Error::Timeout { .. }
+        | Error::Gpu(_)
+        | Error::SelfTest { .. } => 5,
         _ => 1,
     }
 }

@@ -11,6 +11,8 @@ use kvsculpt::options::{Method, Split};
 use kvsculpt::solver::{Compression, Errors, Judged, Outcome, Timings};
 use serde::{Serialize, Serializer};
 
+use crate::html::Page;
+use crate::made::Made;
 use crate::progress::duration;
 
 /// The file that came out.
@@ -70,12 +72,23 @@ struct Seconds {
 }
 
 /// Plain means over heads; of probe errors over the heads that have some.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Means {
     pub(crate) result: Judged,
     pub(crate) select: Judged,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) select_fit: Option<Judged>,
+}
+
+impl Means {
+    pub(crate) fn of(heads: &[Outcome]) -> Self {
+        let fitted: Option<Vec<Judged>> = heads.iter().map(|head| head.select_fit).collect();
+        Self {
+            result: mean(heads.iter().map(|head| head.result)),
+            select: mean(heads.iter().map(|head| head.select)),
+            select_fit: fitted.map(|judged| mean(judged.into_iter())),
+        }
+    }
 }
 
 impl<'a> Report<'a> {
@@ -89,7 +102,6 @@ impl<'a> Report<'a> {
     ) -> Self {
         let heads = compression.outcomes.as_slice();
         let (before, after) = compression.bytes();
-        let fitted: Option<Vec<Judged>> = heads.iter().map(|head| head.select_fit).collect();
         Self {
             tool: concat!("kvsculpt ", env!("CARGO_PKG_VERSION")),
             capture,
@@ -103,11 +115,7 @@ impl<'a> Report<'a> {
             budgets: &compression.budgets,
             curves: &compression.curves,
             heads,
-            means: Means {
-                result: mean(heads.iter().map(|head| head.result)),
-                select: mean(heads.iter().map(|head| head.select)),
-                select_fit: fitted.map(|judged| mean(judged.into_iter())),
-            },
+            means: Means::of(heads),
             bytes: Bytes {
                 before,
                 after,
@@ -145,6 +153,25 @@ impl<'a> Report<'a> {
             width.is_none_or(|width| widest <= usize::from(width))
         };
         parts.into_iter().filter(fits).map(|part| part + "\n").collect()
+    }
+
+    /// The same as a page.
+    pub(crate) fn page(&self, compression: &Compression) -> String {
+        let made = Made::of(&compression.compressed);
+        let run = [
+            ("machine", self.engine.name.clone()),
+            ("time", self.time()),
+            ("pairs", self.pairs()),
+        ];
+        let page = Page {
+            name: self.capture.display().to_string(),
+            made: &made,
+            curves: self.curves,
+            run: run.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+            metadata: &compression.compressed.metadata,
+            bytes: (Some(self.bytes.before), self.bytes.after),
+        };
+        page.html()
     }
 
     /// The lines under the table: what was kept, bytes, time, machine, file.
@@ -248,7 +275,7 @@ fn mean(judged: impl Iterator<Item = Judged>) -> Judged {
 }
 
 /// The mean of each error; `None` where there is none.
-fn mean_errors(errors: impl Iterator<Item = Errors>) -> Option<Errors> {
+pub(crate) fn mean_errors(errors: impl Iterator<Item = Errors>) -> Option<Errors> {
     let errors: Vec<Errors> = errors.collect();
     let over = |pick: fn(&Errors) -> f64| average(errors.iter().map(pick));
     (!errors.is_empty()).then(|| Errors {

@@ -132,7 +132,7 @@ fn probe(judged: Option<Judged>) -> [String; 3] {
 }
 
 /// At most seven characters, at least two digits that count.
-fn number(value: Option<f64>) -> String {
+pub(crate) fn number(value: Option<f64>) -> String {
     match value {
         None => NOTHING.into(),
         Some(value) if !value.is_finite() => "not finite".into(),
@@ -144,7 +144,7 @@ fn number(value: Option<f64>) -> String {
     }
 }
 
-fn stop(stop: Stop) -> &'static str {
+pub(crate) fn stop(stop: Stop) -> &'static str {
     match stop {
         Stop::Whole => "kept whole",
         Stop::NotOptimised => NOTHING,
@@ -159,10 +159,10 @@ fn stop(stop: Stop) -> &'static str {
 }
 
 /// A table being filled; numbers to the right.
-struct Body(Table);
+pub(crate) struct Body(Table);
 
 impl Body {
-    fn new(header: Vec<String>) -> Self {
+    pub(crate) fn new(header: Vec<String>) -> Self {
         let mut table = Table::new();
         table
             .load_style(STYLE)
@@ -171,12 +171,12 @@ impl Body {
         Self(table)
     }
 
-    fn row(&mut self, row: Vec<String>) {
+    pub(crate) fn row(&mut self, row: Vec<String>) {
         self.0.add_row(row);
     }
 
     /// The table with these columns to the left, without blanks at line ends.
-    fn text(mut self, left: &[usize]) -> String {
+    pub(crate) fn text(mut self, left: &[usize]) -> String {
         for column in self.0.column_iter_mut() {
             column.set_padding((0, 1));
             if !left.contains(&column.index) {
