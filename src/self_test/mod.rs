@@ -49,7 +49,7 @@ type Attempt<E> = fn(&mut E, &Trial) -> Result<f64>;
 /// Tries every operation with these channels, on three heads of different sizes.
 pub fn self_test<E: Engine>(engine: &mut E, dims: Dims) -> Vec<Check> {
     let trial = Trial::new(dims);
-    let attempts: [(&'static str, Attempt<E>); 17] = [
+    let attempts: [(&'static str, Attempt<E>); 18] = [
         ("attention", attend::attention),
         ("attention, compact", attend::compact_attention),
         ("scores", attend::scores),
