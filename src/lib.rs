@@ -61,6 +61,7 @@ pub mod machine;
 pub mod options;
 pub mod reference;
 pub mod solver;
+pub mod timed;
 
 pub use error::{Error, Result};
 pub use options::Options;

@@ -7,6 +7,7 @@
 mod capture;
 mod compressed;
 mod container;
+mod generate;
 mod layout;
 mod memory;
 mod output;
@@ -15,6 +16,7 @@ mod source;
 
 pub use capture::{Capture, Layer, Queries};
 pub use compressed::{Compressed, CompressedHead, CompressedLayer};
+pub use generate::Generator;
 pub use layout::LayerShape;
 pub use memory::Context;
 pub use rope::{Pairing, Rope};

@@ -86,6 +86,15 @@ pub(crate) enum PresetKind {
     Published,
 }
 
+impl PresetKind {
+    pub(crate) fn options(self) -> Options {
+        match self {
+            Self::Default => Options::default(),
+            Self::Published => Options::published(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum DtypeKind {
     F32,
@@ -228,10 +237,7 @@ struct RecentRows(Option<usize>);
 impl OptionArguments {
     /// The preset with what was given put over it.
     pub(crate) fn options(&self) -> Options {
-        let mut options = match self.preset {
-            PresetKind::Default => Options::default(),
-            PresetKind::Published => Options::published(),
-        };
+        let mut options = self.preset.options();
         replace(&mut options.method, self.method.map(method));
         replace(&mut options.tail, self.tail);
         replace(&mut options.sinks, self.sinks);
@@ -293,7 +299,7 @@ pub(crate) fn replace<T>(value: &mut T, given: Option<T>) {
     }
 }
 
-fn method(kind: MethodKind) -> Method {
+pub(crate) fn method(kind: MethodKind) -> Method {
     match kind {
         MethodKind::Random => Method::Random,
         MethodKind::Select => Method::Select,

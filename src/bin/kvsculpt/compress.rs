@@ -10,7 +10,7 @@ use kvsculpt::{Error, Result};
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
 use crate::progress::Progress;
 use crate::report::{Report, Written};
-use crate::{Talk, engine, print, print_json, table};
+use crate::{Talk, engine, print, print_json, table, timings};
 
 /// Compress a capture.
 ///
@@ -32,6 +32,9 @@ pub(crate) struct Arguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
+    /// Print too what each kernel cost by the GPU's clock, or each operation of the CPU engine
+    #[arg(long)]
+    timings: bool,
     #[command(flatten)]
     options: OptionArguments,
     #[command(flatten)]
@@ -57,8 +60,12 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     lengths.complete(&mut request, &capture.layers)?;
     check(&capture, &request)?;
     let mut machine = engine::open(&arguments.engine, talk)?;
+    if arguments.timings {
+        // Where the device has no clock, the table says what stands in its stead.
+        machine.enable_timings();
+    }
     let mut progress = Progress::new(talk, request.decided());
-    let compression = machine.compress(&capture, &request, &mut progress)?;
+    let (compression, measured) = machine.compress_measured(&capture, &request, &mut progress)?;
     progress.finish();
     let write = Instant::now();
     let written = Written {
@@ -70,7 +77,10 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         compression.budgets.write(path)?;
     }
     let seconds = started.elapsed().as_secs_f64();
-    let report = Report::new(&arguments.capture, Some(written), &machine, &request.options, &compression, seconds);
+    let mut report = Report::new(&arguments.capture, Some(written), &machine, &request.options, &compression, seconds);
+    if arguments.timings {
+        report.measured = Some(&measured);
+    }
     if arguments.json {
         return print_json(&report);
     }
@@ -82,11 +92,12 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let width = table::terminal_width();
     let saved = lengths.destination().map(|path| format!("budgets  {}\n", path.display()));
     print(&format!(
-        "{}\n{}{probed}{}{}",
+        "{}\n{}{probed}{}{}{}",
         table::fitting(&report, width),
         report.lengths(width),
         report.summary(),
-        saved.unwrap_or_default()
+        saved.unwrap_or_default(),
+        timings::text(&report)
     ))
 }
 

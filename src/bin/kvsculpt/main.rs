@@ -3,14 +3,17 @@
 //! Data goes to standard output, everything else to standard error. The exit codes are in [`EXIT_CODES`].
 
 mod arguments;
+mod bench;
 mod compress;
 mod demo;
 mod devices;
 mod engine;
+mod generate;
 mod lengths;
 mod progress;
 mod report;
 mod table;
+mod timings;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -55,9 +58,11 @@ struct Talk {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(Box<bench::Arguments>),
     Compress(Box<compress::Arguments>),
     Demo(demo::Arguments),
     Devices(devices::Arguments),
+    Generate(generate::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -66,9 +71,11 @@ fn main() -> ExitCode {
         log_to_stderr();
     }
     let done = match &program.command {
+        Command::Bench(arguments) => bench::run(arguments, program.talk),
         Command::Compress(arguments) => compress::run(arguments, program.talk),
         Command::Demo(arguments) => demo::run(arguments, program.talk),
         Command::Devices(arguments) => devices::run(arguments, program.talk),
+        Command::Generate(arguments) => generate::run(arguments, program.talk),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
