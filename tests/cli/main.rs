@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod bench;
 mod compress;
 #[path = "../cache/draft.rs"]
 #[allow(

@@ -14,13 +14,15 @@
 //!
 //! # Beside real captures
 //!
-//! Attention of the probe queries, over query heads: least, median, most; 2048 tokens, 64 channels. `effective` pairs are e^entropy;
-//! `outlier` is the largest channel's root mean square over the median's, and `select` the squared output error at keep 0.3 (4 sinks,
-//! a tail of 153, pairs chosen by the probes themselves), both over KV heads.
+//! Attention of the probe queries at 2048 tokens and 64 channels: least, median and most over query heads. `effective` pairs are
+//! e^entropy. Over KV heads: `outlier`, the largest channel's root mean square over the median's, and `select`, the squared output error
+//! where 0.3 of the pairs are kept (4 sinks, the newest 153, and those that the probes attend to most). Computed apart, in f64.
 //!
 //! | | on the first 4 | on the last 64 | effective | outlier | select |
 //! |---|---|---|---|---|---|
-//! | TABLE |
+//! | Qwen2.5-Coder-0.5B, layers 0, 7, 15, 23 | 0, .12, .97 | .01, .12, .43 | 1, 59, 993 | 3.1, 4.8, 22 | .004, .016, .029 |
+//! | SmolLM2-135M, layers 3, 20 | .03, .07, .87 | 0, .06, .12 | 2, 27, 429 | 2.9, 5.4, 7.3 | .001, .009, .047 |
+//! | generated: 4 layers of 2 × 7 heads, seed 1 | 0, .18, .83 | 0, .07, .32 | 4, 58, 861 | 4.5, 6.0, 7.1 | .012, .027, .041 |
 //!
 //! Not modelled: keys with channels of several hundred as in Qwen's first layer, and heads that attend to two tokens only.
 
