@@ -1,7 +1,8 @@
 //! Every operation of both engines at the size of real heads: held against the f64 reference once, then timed, and set beside what the
 //! machine can do at most, measured in the same run.
 //!
-//! `cargo bench --bench kernels`; what follows `--` chooses operations by name. The GPU engine is measured where there is an adapter.
+//! `cargo bench --bench kernels`; what follows `--` chooses operations by name. The GPU engine is measured where there is an adapter. More
+//! than 100 % of the bandwidth means that an operation's arrays lie in a cache, which those of the ceiling do not fit into.
 
 #![allow(clippy::expect_used, reason = "a bench that cannot run should say so and end")]
 #![allow(missing_docs, unreachable_pub, reason = "a bench has no public surface")]
@@ -38,18 +39,26 @@ const SHAPES: [Shape; 2] = [
     },
 ];
 
-/// What was timed of an operation: the best mean of a sample, in seconds.
+/// What was timed of an operation: the best mean of a window, in seconds.
 struct Timed {
     operation: Operation,
     seconds: f64,
 }
 
-fn measure<E: Engine>(criterion: &mut Criterion, engine: &mut E, ceilings: Ceilings) -> kvsculpt::Result<()> {
+/// Ceilings are taken before and after each shape's operations, for a machine may be busier at one time than at another.
+fn measure<E: Engine>(
+    criterion: &mut Criterion,
+    name: &str,
+    engine: &mut E,
+    mut ceilings_of: impl FnMut(&mut E) -> kvsculpt::Result<Ceilings>,
+) -> kvsculpt::Result<()> {
+    let mut ceilings = Ceilings::default();
     for shape in SHAPES {
+        ceilings = ceilings.or(ceilings_of(engine)?);
         let mut on = Arrays::new(engine, shape)?;
         let Shape { dim, rows, pairs, heads } = shape;
         let title = format!("{}, {heads} heads of {rows} rows, {pairs} pairs, dim {dim}", engine.name());
-        let mut group = criterion.benchmark_group(&title);
+        let mut group = criterion.benchmark_group(format!("{name}, dim {dim}"));
         group
             .sample_size(10)
             .warm_up_time(Duration::from_millis(200))
@@ -68,14 +77,19 @@ fn measure<E: Engine>(criterion: &mut Criterion, engine: &mut E, ceilings: Ceili
             });
             group.bench_function(operation.name(), |bencher| {
                 bencher.iter_custom(|iterations| {
-                    let started = Instant::now();
-                    for _ in 0..iterations {
-                        operation.run(engine, &mut on, shape).expect("an operation");
+                    let (mut left, mut elapsed) = (iterations, Duration::ZERO);
+                    while left > 0 {
+                        let count = window(best.get()).min(left);
+                        let started = Instant::now();
+                        for _ in 0..count {
+                            operation.run(engine, &mut on, shape).expect("an operation");
+                        }
+                        // Whatever was deferred is done now.
+                        engine.read(&on.mass_weight).expect("the end of the work");
+                        let seconds = started.elapsed();
+                        best.set(best.get().min(seconds.as_secs_f64() / count as f64));
+                        (left, elapsed) = (left - count, elapsed + seconds);
                     }
-                    // Whatever was deferred is done now.
-                    engine.read(&on.mass_weight).expect("the end of the work");
-                    let elapsed = started.elapsed();
-                    best.set(best.get().min(elapsed.as_secs_f64() / iterations as f64));
                     elapsed
                 });
             });
@@ -87,9 +101,18 @@ fn measure<E: Engine>(criterion: &mut Criterion, engine: &mut E, ceilings: Ceili
             }
         }
         group.finish();
+        ceilings = ceilings.or(ceilings_of(engine)?);
         print(&title, shape, &timed, ceilings);
     }
     Ok(())
+}
+
+/// Iterations that are timed together: so many that they take two milliseconds, few enough that other work on the machine leaves some
+/// windows alone. One where nothing is known yet.
+fn window(seconds: f64) -> u64 {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count; casts saturate")]
+    let count = (2e-3 / seconds).ceil() as u64;
+    count.max(1)
 }
 
 /// The operations beside the ceilings, as a Markdown table.
@@ -120,12 +143,10 @@ fn print(title: &str, shape: Shape, timed: &[Timed], ceilings: Ceilings) {
 }
 
 fn benches(criterion: &mut Criterion) {
-    measure(criterion, &mut CpuEngine::new(), ceilings::processor()).expect("the CPU engine");
-    match Gpu::open(&Selection::default()) {
-        Ok(mut gpu) => {
-            let ceilings = ceilings::device(&mut gpu).expect("the device's ceilings");
-            let mut engine = GpuEngine::new(gpu).expect("the GPU engine");
-            measure(criterion, &mut engine, ceilings).expect("the GPU engine");
+    measure(criterion, "cpu", &mut CpuEngine::new(), |_| Ok(ceilings::processor())).expect("the CPU engine");
+    match Gpu::open(&Selection::default()).and_then(GpuEngine::new) {
+        Ok(mut engine) => {
+            measure(criterion, "gpu", &mut engine, |engine| ceilings::device(engine.gpu())).expect("the GPU engine");
         }
         Err(error) => eprintln!("the GPU engine is left out: {error}"),
     }
