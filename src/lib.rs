@@ -63,6 +63,7 @@ pub mod options;
 pub mod reference;
 pub mod self_test;
 pub mod solver;
+pub mod timed;
 
 pub use error::{Error, Result};
 pub use options::Options;

@@ -16,16 +16,19 @@
 //! # }
 //! ```
 
+use serde::Serialize;
+
 use crate::cache::{Capture, Compressed};
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuEngine;
-use crate::engine::{Dims, Engine as _};
+use crate::engine::{Dims, Engine};
 #[cfg(feature = "cpu")]
 use crate::gpu::adapters;
-use crate::gpu::{AdapterSummary, Gpu, Selection, chosen};
+use crate::gpu::{AdapterSummary, Gpu, Selection, Timing, chosen};
 use crate::kernels::GpuEngine;
 use crate::self_test::{Check, self_test};
 use crate::solver::{Compression, Estimate, Observer, Request, Worth, compress, estimate, judge};
+use crate::timed::{Cost, Timed, Traffic, dearest_first};
 use crate::{Error, Options, Result};
 
 /// What is to compute.
@@ -200,11 +203,55 @@ impl Machine {
     /// # Errors
     /// Those of [`compress`].
     pub fn compress(&mut self, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<Compression> {
+        Ok(self.compress_measured(capture, request, observer)?.0)
+    }
+
+    /// Times every kernel by the device's clock from here on, which makes work on a GPU a little slower. `false` where the device
+    /// has no clock for it; the CPU engine's operations are always timed.
+    pub fn enable_timings(&mut self) -> bool {
         match self {
-            Self::Gpu(engine) => compress(engine.as_mut(), capture, request, observer),
+            Self::Gpu(engine) => engine.gpu().enable_timings(),
             #[cfg(feature = "cpu")]
-            Self::Cpu(engine) => compress(engine, capture, request, observer),
+            Self::Cpu(_) => true,
         }
+    }
+
+    /// [`compress`](Self::compress), and what it cost.
+    ///
+    /// # Errors
+    /// Those of [`compress()`].
+    pub fn compress_measured(
+        &mut self,
+        capture: &Capture,
+        request: &Request,
+        observer: &mut dyn Observer,
+    ) -> Result<(Compression, Measured)> {
+        let (compression, measured) = match self {
+            Self::Gpu(engine) => {
+                let (earlier, submissions) = (engine.gpu().timings()?, engine.gpu().submissions());
+                let (compression, mut measured) = watch(engine.as_mut(), capture, request, observer)?;
+                let kernels = engine.gpu().timings()?;
+                if !kernels.is_empty() {
+                    measured.kernels = true;
+                    measured.costs = since(&earlier, &kernels);
+                }
+                measured.traffic.submissions = engine.gpu().submissions() - submissions;
+                (compression, measured)
+            }
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => watch(engine, capture, request, observer)?,
+        };
+        let traffic = measured.traffic;
+        tracing::debug!(
+            submissions = traffic.submissions,
+            evaluations = traffic.evaluations,
+            reads = traffic.reads,
+            bytes_read = traffic.bytes_read,
+            writes = traffic.writes,
+            bytes_written = traffic.bytes_written,
+            "traffic"
+        );
+        Ok((compression, measured))
     }
 
     /// [`self_test`] of this machine.
@@ -245,6 +292,43 @@ impl Machine {
             Self::Cpu(engine) => judge(engine, capture, caches, options, observer),
         }
     }
+}
+
+/// What a compression cost, finer than by stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Measured {
+    /// Whether `costs` are of kernels by the device's clock; else they are of operations by the host's, and where a GPU defers work,
+    /// the time of a read holds that of the work before it.
+    pub kernels: bool,
+    /// The dearest first.
+    pub costs: Vec<Cost>,
+    /// What went to the machine and back.
+    pub traffic: Traffic,
+}
+
+fn watch<E: Engine>(engine: &mut E, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<(Compression, Measured)> {
+    let mut timed = Timed::new(engine);
+    let compression = compress(&mut timed, capture, request, observer)?;
+    let measured = Measured {
+        kernels: false,
+        costs: timed.costs(),
+        traffic: timed.traffic(),
+    };
+    Ok((compression, measured))
+}
+
+/// What kernels cost beyond what they had cost before.
+fn since(earlier: &[Timing], now: &[Timing]) -> Vec<Cost> {
+    let before = |kernel| earlier.iter().find(|timing| timing.kernel == kernel);
+    dearest_first(now.iter().map(|timing| {
+        let (calls, seconds) = before(timing.kernel).map_or((0, 0.0), |before| (before.dispatches, before.seconds));
+        Cost {
+            name: timing.kernel,
+            calls: timing.dispatches - calls,
+            seconds: timing.seconds - seconds,
+        }
+    }))
 }
 
 #[cfg(test)]

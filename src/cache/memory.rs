@@ -32,7 +32,7 @@ pub struct Context {
 
 impl Context {
     /// All of it as a file's metadata.
-    fn into_metadata(self) -> BTreeMap<String, String> {
+    pub(super) fn into_metadata(self) -> BTreeMap<String, String> {
         let mut metadata = self.metadata;
         metadata.remove("rope_scaling");
         metadata.extend(self.rope_scaling.map(|scaling| ("rope_scaling".to_owned(), scaling)));

@@ -36,6 +36,7 @@ pub struct Gpu {
     pub(super) in_flight: VecDeque<wgpu::SubmissionIndex>,
     /// Bytes given to the queue since the last submission; the queue holds a copy of them until then.
     pub(super) unsubmitted_bytes: u64,
+    pub(super) submissions: u64,
     pub(super) staging: Option<wgpu::Buffer>,
     pub(super) time_out: Duration,
     pub(super) timings: Option<Timings>,
@@ -91,6 +92,7 @@ impl Gpu {
             recording: None,
             in_flight: VecDeque::new(),
             unsubmitted_bytes: 0,
+            submissions: 0,
             staging: None,
             time_out: Duration::from_secs(seconds),
             timings: None,
@@ -144,6 +146,12 @@ impl Gpu {
     #[must_use]
     pub fn max_grid(&self) -> u32 {
         self.limits.max_compute_workgroups_per_dimension
+    }
+
+    /// Portions of work handed to the queue so far.
+    #[must_use]
+    pub fn submissions(&self) -> u64 {
+        self.submissions
     }
 
     /// How long one portion of work may take: 60 s at first, 600 s on a software driver.

@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod bench;
 mod compress;
 mod convert;
 #[path = "../cache/draft.rs"]

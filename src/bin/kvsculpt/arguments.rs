@@ -89,6 +89,15 @@ pub(crate) enum PresetKind {
     Published,
 }
 
+impl PresetKind {
+    pub(crate) fn options(self) -> Options {
+        match self {
+            Self::Default => Options::default(),
+            Self::Published => Options::published(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum DtypeKind {
     F32,
@@ -332,7 +341,7 @@ pub(crate) fn replace<T>(value: &mut T, given: Option<T>) {
     }
 }
 
-fn method(kind: MethodKind) -> Method {
+pub(crate) fn method(kind: MethodKind) -> Method {
     match kind {
         MethodKind::Random => Method::Random,
         MethodKind::Select => Method::Select,

@@ -10,7 +10,7 @@ use kvsculpt::{Error, Result};
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
 use crate::progress::Progress;
 use crate::report::{Report, Written};
-use crate::{Talk, dry_run, engine, print, print_json, table};
+use crate::{Talk, dry_run, engine, print, print_json, table, timings};
 
 /// Compress a capture.
 ///
@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     /// Also write an HTML page about the result: one file that needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Print too what each kernel cost by the GPU's clock, or each operation of the CPU engine
+    #[arg(long)]
+    timings: bool,
     #[command(flatten)]
     options: OptionArguments,
     #[command(flatten)]
@@ -69,8 +72,12 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         Some(output) if !arguments.dry_run => output,
         _ => return dry_run::run(&mut machine, &capture, &request, arguments.json, talk),
     };
+    if arguments.timings {
+        // Where the device has no clock, the table says what stands in its stead.
+        machine.enable_timings();
+    }
     let mut progress = Progress::new(talk, request.decided());
-    let compression = machine.compress(&capture, &request, &mut progress)?;
+    let (compression, measured) = machine.compress_measured(&capture, &request, &mut progress)?;
     progress.finish();
     let write = Instant::now();
     let written = Written {
@@ -82,7 +89,10 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         compression.budgets.write(path)?;
     }
     let seconds = started.elapsed().as_secs_f64();
-    let report = Report::new(&arguments.capture, Some(written), &machine, &request.options, &compression, seconds);
+    let mut report = Report::new(&arguments.capture, Some(written), &machine, &request.options, &compression, seconds);
+    if arguments.timings {
+        report.measured = Some(&measured);
+    }
     if let Some(path) = &arguments.report {
         write_whole(path, report.page(&compression).as_bytes())?;
     }
@@ -98,12 +108,13 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let saved = lengths.destination().map(|path| format!("budgets  {}\n", path.display()));
     let page = arguments.report.as_ref().map(|path| format!("page     {}\n", path.display()));
     print(&format!(
-        "{}\n{}{probed}{}{}{}",
+        "{}\n{}{probed}{}{}{}{}",
         table::fitting(&report, width),
         report.lengths(width),
         report.summary(),
         saved.unwrap_or_default(),
-        page.unwrap_or_default()
+        page.unwrap_or_default(),
+        timings::text(&report)
     ))
 }
 

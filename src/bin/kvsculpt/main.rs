@@ -3,6 +3,7 @@
 //! Data goes to standard output, everything else to standard error. The exit codes are in [`EXIT_CODES`].
 
 mod arguments;
+mod bench;
 mod compare;
 mod compress;
 mod config;
@@ -12,6 +13,7 @@ mod devices;
 mod doctor;
 mod dry_run;
 mod engine;
+mod generate;
 mod html;
 mod inspect;
 mod lengths;
@@ -21,6 +23,7 @@ mod progress;
 mod report;
 mod shell;
 mod table;
+mod timings;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -68,6 +71,7 @@ struct Talk {
 enum Command {
     Compare(compare::Arguments),
     Completions(shell::CompletionArguments),
+    Bench(Box<bench::Arguments>),
     Compress(Box<compress::Arguments>),
     Convert(Box<convert::Arguments>),
     Demo(demo::Arguments),
@@ -76,6 +80,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Man(shell::ManArguments),
     Report(page::Arguments),
+    Generate(generate::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +91,7 @@ fn main() -> ExitCode {
     let done = match &program.command {
         Command::Compare(arguments) => compare::run(arguments, program.talk),
         Command::Completions(arguments) => shell::completions(arguments),
+        Command::Bench(arguments) => bench::run(arguments, program.talk),
         Command::Compress(arguments) => compress::run(arguments, program.talk),
         Command::Convert(arguments) => convert::run(arguments),
         Command::Demo(arguments) => demo::run(arguments, program.talk),
@@ -94,6 +100,7 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(arguments, program.talk),
         Command::Man(arguments) => shell::man(arguments),
         Command::Report(arguments) => page::run(arguments, program.talk),
+        Command::Generate(arguments) => generate::run(arguments, program.talk),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

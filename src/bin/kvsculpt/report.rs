@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kvsculpt::Options;
 use kvsculpt::budget::{Budgets, Curve, heat_map, length_table};
-use kvsculpt::machine::Machine;
+use kvsculpt::machine::{Machine, Measured};
 use kvsculpt::options::{Method, Split};
 use kvsculpt::solver::{Compression, Errors, Judged, Outcome, Timings};
 use serde::{Serialize, Serializer};
@@ -45,6 +45,9 @@ pub(crate) struct Report<'a> {
     pub(crate) means: Means,
     bytes: Bytes,
     seconds: Seconds,
+    /// What kernels or operations cost, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) measured: Option<&'a Measured>,
 }
 
 #[derive(Debug, Serialize)]
@@ -126,6 +129,7 @@ impl<'a> Report<'a> {
                 write: written.map(|written| written.seconds),
                 total: seconds,
             },
+            measured: None,
         }
     }
 

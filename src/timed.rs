@@ -1,0 +1,297 @@
+//! An engine that is watched: how long its operations take and what goes to and from the machine.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::engine::{Dims, Engine, Evaluated, Evaluation, Head, History};
+use crate::error::Result;
+
+/// What one kernel or one operation cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cost {
+    /// The kernel, or the operation of [`Engine`].
+    pub name: &'static str,
+    /// How often it ran.
+    pub calls: u64,
+    /// Seconds, all calls together: on the device for a kernel, on the clock for an operation.
+    pub seconds: f64,
+}
+
+/// What went to the machine and came back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Arrays read back.
+    pub reads: u64,
+    /// Bytes read back.
+    pub bytes_read: u64,
+    /// Arrays uploaded or overwritten; tables not counted.
+    pub writes: u64,
+    /// Bytes of those, as f32.
+    pub bytes_written: u64,
+    /// Evaluations of loss and gradient, every batch's as one.
+    pub evaluations: u64,
+    /// Portions of work handed to a GPU.
+    pub submissions: u64,
+}
+
+/// An engine whose operations are counted and timed by the clock.
+///
+/// Where an engine defers work, as a GPU does, an operation's time is only that of handing it over, and the time of
+/// [`Engine::read`] that of the work: there kernels are to be timed by the device ([`Gpu::enable_timings`](crate::gpu::Gpu::enable_timings)).
+#[derive(Debug)]
+pub struct Timed<'a, E> {
+    engine: &'a mut E,
+    sums: BTreeMap<&'static str, (u64, f64)>,
+    traffic: Traffic,
+}
+
+impl<'a, E: Engine> Timed<'a, E> {
+    /// Watches an engine from here on.
+    pub fn new(engine: &'a mut E) -> Self {
+        Self {
+            engine,
+            sums: BTreeMap::new(),
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// What each operation took by the clock, the dearest first.
+    #[must_use]
+    pub fn costs(&self) -> Vec<Cost> {
+        dearest_first(self.sums.iter().map(|(&name, &(calls, seconds))| Cost { name, calls, seconds }))
+    }
+
+    /// What went to the engine and came back; submissions are not known here.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    fn time<T>(&mut self, name: &'static str, operation: impl FnOnce(&mut E) -> Result<T>) -> Result<T> {
+        let started = Instant::now();
+        let outcome = operation(self.engine);
+        let sum = self.sums.entry(name).or_default();
+        sum.0 += 1;
+        sum.1 += started.elapsed().as_secs_f64();
+        outcome
+    }
+
+    fn count_write(&mut self, floats: usize) {
+        self.traffic.writes += 1;
+        self.traffic.bytes_written += 4 * floats as u64;
+    }
+}
+
+/// Costs in the order they are told in.
+pub(crate) fn dearest_first(costs: impl Iterator<Item = Cost>) -> Vec<Cost> {
+    let mut costs: Vec<Cost> = costs.collect();
+    costs.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
+    costs
+}
+
+impl<E: Engine> Engine for Timed<'_, E> {
+    type Array = E::Array;
+    type Table = E::Table;
+
+    fn name(&self) -> String {
+        self.engine.name()
+    }
+
+    fn max_array_bytes(&self) -> u64 {
+        self.engine.max_array_bytes()
+    }
+
+    fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64 {
+        self.engine.scratch_bytes(dims, heads)
+    }
+
+    fn table(&mut self, dims: Dims, heads: &[Head]) -> Result<E::Table> {
+        self.engine.table(dims, heads)
+    }
+
+    fn set_table(&mut self, table: &mut E::Table, heads: &[Head]) -> Result<()> {
+        self.engine.set_table(table, heads)
+    }
+
+    fn zeros(&mut self, label: &'static str, len: usize) -> Result<E::Array> {
+        self.time("zeros", |engine| engine.zeros(label, len))
+    }
+
+    fn upload(&mut self, label: &'static str, data: &[f32]) -> Result<E::Array> {
+        self.count_write(data.len());
+        self.time("upload", |engine| engine.upload(label, data))
+    }
+
+    fn upload_compact(&mut self, label: &'static str, data: &[f32]) -> Result<E::Array> {
+        self.count_write(data.len());
+        self.time("upload", |engine| engine.upload_compact(label, data))
+    }
+
+    fn write(&mut self, array: &mut E::Array, data: &[f32]) -> Result<()> {
+        self.count_write(data.len());
+        self.time("write", |engine| engine.write(array, data))
+    }
+
+    fn read(&mut self, array: &E::Array) -> Result<Vec<f32>> {
+        let data = self.time("read", |engine| engine.read(array))?;
+        self.traffic.reads += 1;
+        self.traffic.bytes_read += 4 * data.len() as u64;
+        Ok(data)
+    }
+
+    fn copy_pairs(&mut self, table: &E::Table, width: u32, source: &E::Array, target: &mut E::Array) -> Result<()> {
+        self.time("copy_pairs", |engine| engine.copy_pairs(table, width, source, target))
+    }
+
+    fn attention(
+        &mut self,
+        table: &E::Table,
+        queries: &E::Array,
+        keys: &E::Array,
+        values: &E::Array,
+        base: Option<&E::Array>,
+        scale: f32,
+        state: &mut E::Array,
+    ) -> Result<()> {
+        self.time("attention", |engine| {
+            engine.attention(table, queries, keys, values, base, scale, state)
+        })
+    }
+
+    fn scores(
+        &mut self,
+        table: &E::Table,
+        queries: &E::Array,
+        keys: &E::Array,
+        state: &E::Array,
+        scale: f32,
+        scores: &mut E::Array,
+    ) -> Result<()> {
+        self.time("scores", |engine| engine.scores(table, queries, keys, state, scale, scores))
+    }
+
+    fn effects(
+        &mut self,
+        table: &E::Table,
+        queries: &E::Array,
+        keys: &E::Array,
+        values: &E::Array,
+        state: &E::Array,
+        scale: f32,
+        effects: &mut E::Array,
+    ) -> Result<()> {
+        self.time("effects", |engine| {
+            engine.effects(table, queries, keys, values, state, scale, effects)
+        })
+    }
+
+    fn loss(
+        &mut self,
+        table: &E::Table,
+        state: &E::Array,
+        teacher: &E::Array,
+        mass_weight: &E::Array,
+        error: &mut E::Array,
+        scalars: &mut E::Array,
+    ) -> Result<()> {
+        self.time("loss", |engine| engine.loss(table, state, teacher, mass_weight, error, scalars))
+    }
+
+    fn key_gradient(
+        &mut self,
+        table: &E::Table,
+        queries: &E::Array,
+        keys: &E::Array,
+        values: &E::Array,
+        error: &E::Array,
+        scale: f32,
+        gradient: &mut E::Array,
+    ) -> Result<()> {
+        self.time("key_gradient", |engine| {
+            engine.key_gradient(table, queries, keys, values, error, scale, gradient)
+        })
+    }
+
+    fn evaluate(&mut self, table: &E::Table, inputs: &Evaluation<'_, E::Array>, outputs: Evaluated<'_, E::Array>) -> Result<()> {
+        self.traffic.evaluations += 1;
+        self.time("evaluate", |engine| engine.evaluate(table, inputs, outputs))
+    }
+
+    fn weights(
+        &mut self,
+        table: &E::Table,
+        queries: &E::Array,
+        keys: &E::Array,
+        state: &E::Array,
+        scale: f32,
+        rows: Range<u32>,
+        weights: &mut E::Array,
+    ) -> Result<()> {
+        self.time("weights", |engine| {
+            engine.weights(table, queries, keys, state, scale, rows, weights)
+        })
+    }
+
+    fn gram(&mut self, table: &E::Table, weights: &E::Array, rows: Range<u32>, gram: &mut E::Array) -> Result<()> {
+        self.time("gram", |engine| engine.gram(table, weights, rows, gram))
+    }
+
+    fn rhs(&mut self, table: &E::Table, weights: &E::Array, error: &E::Array, rows: Range<u32>, rhs: &mut E::Array) -> Result<()> {
+        self.time("rhs", |engine| engine.rhs(table, weights, error, rows, rhs))
+    }
+
+    fn cholesky(
+        &mut self,
+        table: &E::Table,
+        gram: &E::Array,
+        ridge: &E::Array,
+        factor: &mut E::Array,
+        scalars: &mut E::Array,
+    ) -> Result<()> {
+        self.time("cholesky", |engine| engine.cholesky(table, gram, ridge, factor, scalars))
+    }
+
+    fn solve(&mut self, table: &E::Table, factor: &E::Array, rhs: &E::Array, anchor: &E::Array, values: &mut E::Array) -> Result<()> {
+        self.time("solve", |engine| engine.solve(table, factor, rhs, anchor, values))
+    }
+
+    fn step(&mut self, table: &E::Table, origin: &E::Array, direction: &E::Array, lengths: &E::Array, trial: &mut E::Array) -> Result<()> {
+        self.time("step", |engine| engine.step(table, origin, direction, lengths, trial))
+    }
+
+    fn slope(&mut self, table: &E::Table, gradient: &E::Array, direction: &E::Array, scalars: &mut E::Array) -> Result<()> {
+        self.time("slope", |engine| engine.slope(table, gradient, direction, scalars))
+    }
+
+    fn lbfgs_direction(
+        &mut self,
+        table: &E::Table,
+        gradient: &E::Array,
+        history: &History<E::Array>,
+        direction: &mut E::Array,
+        scalars: &mut E::Array,
+    ) -> Result<()> {
+        self.time("lbfgs_direction", |engine| {
+            engine.lbfgs_direction(table, gradient, history, direction, scalars)
+        })
+    }
+
+    fn lbfgs_push(
+        &mut self,
+        table: &E::Table,
+        lengths: &E::Array,
+        direction: &E::Array,
+        new_gradient: &E::Array,
+        gradient: &mut E::Array,
+        origin: &mut E::Array,
+        history: &mut History<E::Array>,
+        scalars: &mut E::Array,
+    ) -> Result<()> {
+        self.time("lbfgs_push", |engine| {
+            engine.lbfgs_push(table, lengths, direction, new_gradient, gradient, origin, history, scalars)
+        })
+    }
+}
