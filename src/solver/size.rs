@@ -90,6 +90,7 @@ fn largest_header(capture: &Capture, layers: &[usize], request: &Request) -> Res
             result: judged,
             select: judged,
             select_fit: Some(judged),
+            chunks: capture.tokens,
             iterations: u32::MAX,
             evaluations: u32::MAX,
             stop: Stop::NotOptimised,
