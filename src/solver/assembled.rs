@@ -89,9 +89,11 @@ fn judged<E: Engine>(
     let mut running: Option<E::Array> = None;
     for (chunk, fitted) in chunks.iter().zip(fitted) {
         let Some(pairs) = pick(fitted) else { continue };
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let (kept, dims) = (chunk.split.kept(), chunk.dims);
+        let mut keys = Vec::with_capacity(kept * dims.dim as usize);
+        let mut values = Vec::with_capacity(kept * dims.value_dim as usize);
         chunk.assemble_wide(&pairs.keys, &mut keys);
-        chunk.assemble(&chunk.values, &pairs.values, chunk.dims.value_dim as usize, &mut values);
+        chunk.assemble(&chunk.values, &pairs.values, dims.value_dim as usize, &mut values);
         running = Some(viewer.state(engine, &keys, &values, running.as_ref())?);
     }
     let (Some(first), Some(state)) = (chunks.first(), running) else {

@@ -73,7 +73,9 @@ impl<'a, E: Engine> Batch<'a, E> {
         if order == Order::Position {
             chosen.iter_mut().for_each(|pairs: &mut Vec<usize>| pairs.sort_unstable());
         }
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let free: usize = chosen.iter().map(Vec::len).sum();
+        let mut keys = Vec::with_capacity(free * dims.dim as usize);
+        let mut values = Vec::with_capacity(free * dims.value_dim as usize);
         for (problem, pairs) in problems.iter().zip(&chosen) {
             let (dim, value_dim) = (problem.key_dim, dims.value_dim as usize);
             for &pair in pairs {

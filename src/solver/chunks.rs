@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use super::problem::Problem;
 use super::rows::Rows;
-use super::rowset::Kind;
+use super::rowset::{Kind, joined};
 use crate::engine::{Dims, Engine, Head};
 use crate::error::{Error, Result};
 use crate::options::Split;
@@ -108,7 +108,7 @@ pub(super) struct Viewer<E: Engine> {
 
 impl<E: Engine> Viewer<E> {
     pub(super) fn new(engine: &mut E, rows: &Rows, dims: Dims, scale: f32) -> Result<Self> {
-        let queries: Vec<f32> = Kind::ALL.iter().flat_map(|kind| kind.rows(rows)).copied().collect();
+        let queries = joined(Kind::ALL.iter().map(|kind| kind.rows(rows)));
         let rows = queries.len() / dims.dim as usize;
         Ok(Self {
             dims,
@@ -142,7 +142,7 @@ pub(super) fn introduce<E: Engine>(engine: &mut E, chunks: &mut [Problem], scale
     let viewer = Viewer::new(engine, &first.rows, dims, scale)?;
     let mut states = Vec::with_capacity(chunks.len());
     for chunk in &*chunks {
-        let mut keys = Vec::new();
+        let mut keys = Vec::with_capacity(chunk.split.tokens * dims.dim as usize);
         chunk.push_keys(&chunk.keys, &mut keys);
         let state = viewer.state(engine, &keys, &chunk.values, None)?;
         states.push(engine.read(&state)?);

@@ -114,12 +114,6 @@ impl Problem {
         }
     }
 
-    /// Appends the sinks' and the tail's part of an array of `width` floats a pair.
-    pub(crate) fn fixed_pairs(&self, pairs: &[f32], width: usize, target: &mut Vec<f32>) {
-        target.extend_from_slice(&pairs[..self.split.sinks * width]);
-        target.extend_from_slice(&pairs[(self.split.tokens - self.split.tail) * width..]);
-    }
-
     /// All keys of a student as the engine sees them: sinks, the given free ones, tail.
     pub(crate) fn assemble_wide(&self, free: &[f32], target: &mut Vec<f32>) {
         self.push_keys(&self.keys[..self.split.sinks * self.key_dim], target);

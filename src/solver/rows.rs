@@ -32,6 +32,7 @@ impl Rows {
             validation: self.validation.clone(),
             ..Self::default()
         };
+        rows.training.reserve_exact(count.div_ceil(stride) * dim);
         let holds_out = rows.validation.is_empty() && count / stride >= 4;
         for (place, row) in self.training.chunks_exact(dim).step_by(stride).enumerate() {
             let target = if holds_out && place % 4 == 2 {
@@ -93,6 +94,8 @@ pub(crate) fn rows(capture: &Capture, layer: &Layer, split: Split, options: &Opt
         ));
     };
     let (training, validation) = draws(layer.tokens, capture.next_position, split, options);
+    rows.training.reserve_exact(heads.len() * training.len() * layer.dim);
+    rows.validation.reserve_exact(heads.len() * validation.len() * layer.dim);
     for query_head in heads {
         let all = &queries.data[query_head * layer.tokens * layer.dim..(query_head + 1) * layer.tokens * layer.dim];
         for (draws, rows) in [(&training, &mut rows.training), (&validation, &mut rows.validation)] {

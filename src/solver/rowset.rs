@@ -8,6 +8,7 @@ use super::{Errors, merged_sums};
 use crate::batch::{Shape, layout};
 use crate::engine::{Dims, Engine, Head};
 use crate::error::Result;
+use crate::options::Split;
 use crate::reference::merged::Sums;
 
 /// Which rows of a problem.
@@ -52,21 +53,24 @@ impl<E: Engine> FullCache<E> {
     pub(crate) fn upload(engine: &mut E, problems: &[&Problem], dims: Dims) -> Result<Self> {
         let value_dim = dims.value_dim as usize;
         // One after the other, so that the host holds a copy of one array at a time.
-        let mut gathered = |label, gather: &dyn Fn(&Problem, &mut Vec<f32>)| {
-            let mut data = Vec::new();
+        let mut gathered = |label, count: fn(&Split) -> usize, width: usize, gather: &dyn Fn(&Problem, &mut Vec<f32>)| {
+            let pairs: usize = problems.iter().map(|problem| count(&problem.split)).sum();
+            let mut data = Vec::with_capacity(pairs * width);
             problems.iter().for_each(|problem| gather(problem, &mut data));
             engine.upload_compact(label, &data)
         };
+        let fixed = |split: &Split| split.sinks + split.tail;
+        let dim = dims.dim as usize;
         Ok(Self {
-            keys: gathered("keys", &|problem, data| problem.push_keys(&problem.keys, data))?,
-            values: gathered("values", &|problem, data| data.extend_from_slice(&problem.values))?,
-            fixed_keys: gathered("fixed keys", &|problem, data| {
-                let mut fixed = Vec::new();
-                problem.fixed_pairs(&problem.keys, problem.key_dim, &mut fixed);
-                problem.push_keys(&fixed, data);
+            keys: gathered("keys", |split| split.tokens, dim, &|problem, data| {
+                problem.push_keys(&problem.keys, data)
             })?,
-            fixed_values: gathered("fixed values", &|problem, data| {
-                problem.fixed_pairs(&problem.values, value_dim, data)
+            values: gathered("values", |split| split.tokens, value_dim, &|problem, data| {
+                data.extend_from_slice(&problem.values);
+            })?,
+            fixed_keys: gathered("fixed keys", fixed, dim, &|problem, data| problem.assemble_wide(&[], data))?,
+            fixed_values: gathered("fixed values", fixed, value_dim, &|problem, data| {
+                problem.assemble(&problem.values, &[], value_dim, data);
             })?,
         })
     }
@@ -112,13 +116,13 @@ impl<E: Engine> RowSet<E> {
         if heads.is_empty() {
             return Ok(None);
         }
-        let queries: Vec<f32> = problems.iter().flat_map(|problem| kind.rows(&problem.rows)).copied().collect();
+        let queries = joined(problems.iter().map(|problem| kind.rows(&problem.rows)));
         let floats = queries.len() / dims.dim as usize * dims.state_row() as usize;
         let queries = engine.upload("queries", &queries)?;
         // Where heads are cut into chunks, the others' state is in both teacher and student.
         let parts = |state: for<'a> fn(&'a Part, &Rows, Kind, Dims) -> &'a [f32]| -> Vec<f32> {
             let chunks = problems.iter().filter_map(|problem| Some((problem.part.as_ref()?, &problem.rows)));
-            chunks.flat_map(|(part, rows)| state(part, rows, kind, dims)).copied().collect()
+            joined(chunks.map(|(part, rows)| state(part, rows, kind, dims)))
         };
         let is_cut = problems.iter().any(|problem| problem.part.is_some());
         let teacher = if is_cut {
@@ -197,6 +201,13 @@ impl<E: Engine> RowSet<E> {
         self.teacher_read = Some(teacher);
         Ok(sums)
     }
+}
+
+/// All parts one after the other, in no more memory than they take.
+pub(super) fn joined<'a>(parts: impl Iterator<Item = &'a [f32]> + Clone) -> Vec<f32> {
+    let mut all = Vec::with_capacity(parts.clone().map(<[f32]>::len).sum());
+    parts.for_each(|part| all.extend_from_slice(part));
+    all
 }
 
 /// Errors of these students on one kind of rows, for every head; `None` where there are no such rows.

@@ -207,7 +207,10 @@ impl<'a> Supply<'a> {
         let pair = width + layer.value_dim as u64;
         let pairs = floats(self.split.tokens * (layer.dim + layer.value_dim));
         let read_rows = layer.reference_rows.unwrap_or(0) + layer.probe_rows.unwrap_or(0) + if layer.query { self.split.tokens } else { 0 };
-        let mut beside = pairs + floats(group * read_rows * layer.dim) + 2 * queries;
+        // All rows are drawn, and may be widened, before an error curve takes its sample of them.
+        let drawn = rows::counts(layer, self.capture.next_position, self.split, &self.request.options, None);
+        let drawn = 4 * width * drawn.iter().sum::<usize>() as u64;
+        let mut beside = pairs + floats(group * read_rows * layer.dim) + 2 * drawn;
         let is_cut = shapes.len() > 1;
         // A state of the others for each chunk, and the teacher's.
         let mut host = pairs + queries + if is_cut { state * (shapes.len() as u64 + 1) } else { 0 };
@@ -232,5 +235,48 @@ impl<'a> Supply<'a> {
             }
         }
         Ok(Need { host, beside })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::options::{Options, Tail};
+
+    /// What the header alone says of a head's problems is what they are, and slices hold every head once.
+    #[test]
+    fn sizes_foretold_are_sizes_found() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2-layer20.safetensors");
+        let capture = Capture::open(&path).unwrap();
+        for (chunk, validation_rows, curve_rows, bias) in [(0, 64, 512, false), (500, 0, 300, true), (700, 7, 9, false), (700, 0, 3, true)]
+        {
+            let request = Request {
+                options: Options {
+                    tail: Tail::Pairs(100),
+                    chunk,
+                    validation_rows,
+                    curve_rows,
+                    bias,
+                    ..Options::default()
+                },
+                ..Request::default()
+            };
+            let split = Split::uniform(capture.tokens, &request.options).unwrap();
+            let supply = Supply::new(&capture, &request, &capture.layers, split).unwrap();
+            let free = vec![vec![40; supply.chunks.len()]; 3];
+            for stage in [Stage::Curves { most: 50, solved: 30 }, Stage::Fit { free: &free, history: 10 }] {
+                let problems = supply.read(1, stage).unwrap();
+                let found: Vec<Shape> = problems.iter().map(|problem| problem.shape().unwrap()).collect();
+                assert_eq!(
+                    supply.shapes(1, stage).unwrap(),
+                    found,
+                    "chunk {chunk}, {validation_rows} {curve_rows}"
+                );
+                let slices = supply.slices(stage, |_| 0).unwrap();
+                assert_eq!(slices.iter().flat_map(|slice| slice.heads.clone()).collect::<Vec<_>>(), [0, 1, 2]);
+            }
+        }
     }
 }
