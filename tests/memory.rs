@@ -15,7 +15,7 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
-const TOKENS: usize = 2048;
+const TOKENS: usize = 1024;
 const DIM: usize = 32;
 const LAYERS: usize = 6;
 const HEADS: usize = 2;
@@ -85,7 +85,7 @@ fn run(capture: &Capture, request: &Request) -> Result<(Compression, usize), Err
 fn memory_stays_within_the_budget_and_the_result_does_not_change() {
     let folder = tempfile::tempdir().unwrap();
     let capture = capture(folder.path());
-    for (chunk, bias) in [(0, true), (512, false)] {
+    for (chunk, bias) in [(0, true), (256, false)] {
         let mut options = Options::default();
         (options.keep, options.steps, options.tail, options.chunk, options.bias) = (0.25, 1, Tail::Pairs(64), chunk, bias);
         let mut request = Request {
