@@ -64,6 +64,11 @@ impl<E: Engine> Work<'_, E> {
 
     /// Fits these heads and chunks, those that keep everything without any work.
     pub(super) fn fit(&mut self, problems: &[Problem], options: &Options, timings: &mut Timings) -> Result<Vec<Fitted>> {
+        // What chunks of a head change add up.
+        let options = &Options {
+            tolerance: options.tolerance / self.supply.chunks.len() as f64,
+            ..options.clone()
+        };
         let mut fitted: Vec<Option<Fitted>> = problems
             .iter()
             .map(|problem| problem.is_whole().then(|| Fitted::whole(problem, options.method)))

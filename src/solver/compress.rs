@@ -81,29 +81,7 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     let begin = if measures { PLANNING } else { 0.0 };
     work.stage = (begin, 1.0 - begin);
     work.planning = false;
-    let mut layers = layers
-        .iter()
-        .map(|&index| empty(capture, request, index))
-        .collect::<Result<Vec<CompressedLayer>>>()?;
-    let stage = Stage::Fit {
-        free: &plan.free,
-        history: history(options),
-    };
-    let chunks = supply.chunks.len();
-    let outcomes = work.in_slices(stage, &mut timings, |work, problems, timings| {
-        let mut fitted = work.fit(problems, options, timings)?;
-        let heads = problems.chunks(chunks).zip(fitted.chunks_mut(chunks));
-        let outcome = |(problems, fitted): (&[Problem], &mut [Fitted])| {
-            let outcome = timed(&mut timings.judge, || {
-                assembled::outcome(work.engine, problems, fitted, scale, options)
-            })?;
-            if let Some(layer) = layers.iter_mut().find(|layer| layer.index == outcome.layer) {
-                assemble(layer, problems, fitted, scale);
-            }
-            Ok(outcome)
-        };
-        heads.map(outcome).collect()
-    })?;
+    let (layers, outcomes) = fit(&mut work, capture, request, &plan.free, &mut timings)?;
     work.observer.progress(heads, heads, 1.0);
     let source_bytes = supply.places.iter().map(|place| {
         let shape = place.shape;
@@ -120,6 +98,38 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
         split,
         timings,
     })
+}
+
+/// Fits all heads, whose chunks have these free pairs; each that is done goes into its layer.
+fn fit<E: Engine>(
+    work: &mut Work<'_, E>,
+    capture: &Capture,
+    request: &Request,
+    free: &[Vec<usize>],
+    timings: &mut Timings,
+) -> Result<(Vec<CompressedLayer>, Vec<Outcome>)> {
+    let options = &request.options;
+    let chunks = work.supply.chunks.len();
+    let layers = chosen_layers(capture, request)?.into_iter();
+    let mut layers = layers
+        .map(|index| empty(capture, request, index))
+        .collect::<Result<Vec<CompressedLayer>>>()?;
+    let history = history(options);
+    let outcomes = work.in_slices(Stage::Fit { free, history }, timings, |work, problems, timings| {
+        let mut fitted = work.fit(problems, options, timings)?;
+        let heads = problems.chunks(chunks).zip(fitted.chunks_mut(chunks));
+        let outcome = |(problems, fitted): (&[Problem], &mut [Fitted])| {
+            let outcome = timed(&mut timings.judge, || {
+                assembled::outcome(work.engine, problems, fitted, work.scale, options)
+            })?;
+            if let Some(layer) = layers.iter_mut().find(|layer| layer.index == outcome.layer) {
+                assemble(layer, problems, fitted, work.scale);
+            }
+            Ok(outcome)
+        };
+        heads.map(outcome).collect()
+    })?;
+    Ok((layers, outcomes))
 }
 
 /// A layer of the short cache, its heads still to come.
