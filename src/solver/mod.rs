@@ -45,7 +45,8 @@ pub struct Request {
     /// What each head's error weighs where lengths are decided by error curves; `None`: all the same.
     pub weights: Option<Weights>,
     /// Bytes that everything a compression works on may use together, on the host and on the device: the heads that are read, the
-    /// arrays of those worked on at once, and their results. The capture, where it is in memory, and the short cache come on top.
+    /// arrays of those worked on at once, and their results. On top come the capture, where it is in memory, the short cache, and some
+    /// MiB for each thread that the CPU engine's matrix products keep.
     /// `None`: heads of 1 GiB are read at once, and the arrays of a batch may be as large as the machine's largest array, and at
     /// least 1 GiB.
     pub memory: Option<u64>,
