@@ -109,6 +109,10 @@ pub struct Options {
     pub ridge_search: bool,
     /// What the ridge pulls toward.
     pub anchor: Anchor,
+    /// About how many tokens of the zone are compressed at once: a zone longer than one and a half times this is cut into chunks of
+    /// this size, each of which stands for its own part of the head's attention. What a head costs then grows with its cache, not with
+    /// its square. 0: the zone is never cut.
+    pub chunk: usize,
     /// Which heads share a length.
     pub budget: Scope,
     /// By what lengths are decided, where not all are the same.
@@ -152,6 +156,9 @@ pub enum Allocator {
     Published,
 }
 
+/// The smallest chunk that is of use, in tokens.
+const LEAST_CHUNK: usize = 16;
+
 impl Options {
     /// Whether free pairs have a bias: where it is asked for and the method fits anything.
     #[must_use]
@@ -184,6 +191,7 @@ impl Options {
             ridge: Strength::Absolute(1e-3),
             anchor: Anchor::Zero,
             ridge_search: false,
+            chunk: 0,
             budget: Scope::Uniform,
             allocator: Allocator::Published,
             page: 1,
@@ -253,6 +261,15 @@ impl Options {
         if !(self.tolerance.is_finite() && self.tolerance >= 0.0) {
             return Err(Error::option("--tolerance", format!("{} is not zero or more", self.tolerance)));
         }
+        if (1..LEAST_CHUNK).contains(&self.chunk) {
+            return Err(Error::option(
+                "--chunk",
+                format!(
+                    "chunks of {} tokens hold too little; give at least {LEAST_CHUNK}, or 0 for none",
+                    self.chunk
+                ),
+            ));
+        }
         for (option, value) in [
             ("--iterations", self.iterations),
             ("--refit-every", self.refit_every),
@@ -287,6 +304,7 @@ impl Default for Options {
             ridge: Strength::Relative(0.1),
             ridge_search: true,
             anchor: Anchor::Seed,
+            chunk: 4096,
             budget: Scope::Head,
             allocator: Allocator::Curves,
             ..Self::published()

@@ -3,6 +3,7 @@
 mod schedule;
 mod workspace;
 
+pub(crate) use schedule::need;
 pub use schedule::{Budget, schedule};
 pub(crate) use workspace::layout;
 pub use workspace::{Shape, Workspace};

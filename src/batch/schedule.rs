@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 /// What a batch may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// All arrays of a batch together, in bytes.
+    /// All arrays of a batch together and what the host holds of them, in bytes.
     pub total: u64,
     /// The largest single array, in bytes.
     pub array: u64,
@@ -42,6 +42,12 @@ pub fn schedule(shapes: &[Shape], history: u32, budget: Budget, scratch: impl Fn
     Ok(batches)
 }
 
+/// Bytes that these heads take together: all arrays of the batch, an engine's own, and what the host holds of them.
+pub(crate) fn need(shapes: &[Shape], history: u32, scratch: u64) -> u64 {
+    let workspace = Workspace::new(shapes, history);
+    workspace.bytes() + workspace.host_bytes() + scratch
+}
+
 /// What of these heads is too large for the budget, if anything is.
 fn excess(shapes: &[Shape], history: u32, budget: Budget, scratch: &impl Fn(&[Shape]) -> u64) -> Option<Error> {
     let workspace = Workspace::new(shapes, history);
@@ -55,7 +61,7 @@ fn excess(shapes: &[Shape], history: u32, budget: Budget, scratch: &impl Fn(&[Sh
             available: array,
         });
     }
-    let bytes = workspace.bytes() + scratch(shapes);
+    let bytes = need(shapes, history, scratch(shapes));
     (bytes > budget.total).then(|| Error::OutOfMemory {
         label: "everything of one head".to_owned(),
         bytes,

@@ -106,6 +106,19 @@ impl Workspace {
         4 * (rows + cache + free + self.weights + 2 * self.squares + 2 * self.history + 2 * self.scalars)
     }
 
+    /// Bytes of what the host holds of a batch beside its problems while it is worked on: what was read last of the device, and what
+    /// is kept of it.
+    ///
+    /// Kept are the teacher's states of validation and probe rows. Read are three states of training rows while biases are fitted, or
+    /// one of other rows, which is then widened together with its teacher's, or all free pairs.
+    #[must_use]
+    pub fn host_bytes(&self) -> u64 {
+        let judged = self.states[1].max(self.states[2]);
+        let free = 2 * (self.free_keys + self.free_values);
+        let cache = self.keys.max(self.values);
+        4 * (self.states[1] + self.states[2] + (3 * self.states[0]).max(5 * judged).max(free).max(cache))
+    }
+
     /// The largest single array, with its name.
     #[must_use]
     pub fn largest(&self) -> (&'static str, u64) {

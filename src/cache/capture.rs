@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -180,6 +181,43 @@ impl Capture {
             self.read(index, "key", self.tokens, shape.dim)?,
             self.read(index, "value", self.tokens, shape.value_dim)?,
         ))
+    }
+
+    /// Reads one KV head of a layer and the query heads that read it, as a layer of one KV head; nothing else of the file is read.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer); [`Error::Shape`] if the layer has no such head.
+    pub fn head(&self, index: usize, head: usize) -> Result<Layer> {
+        let shape = self.shape(index)?.clone();
+        if head >= shape.kv_heads {
+            let reason = format!("there is no such head; the layer's KV heads are 0 to {}", shape.kv_heads - 1);
+            return Err(Error::shape(format!("layer {index} head {head}"), reason));
+        }
+        let group = shape.query_heads / shape.kv_heads;
+        let part = |kind: &str, heads: Range<usize>, rows: usize, channels: usize| {
+            let elements = heads.start * rows * channels..heads.end * rows * channels;
+            self.container
+                .floats_in(&name(index, kind), elements, |element| place(kind, rows, channels, element))
+        };
+        let pairs = |kind, channels| part(kind, head..head + 1, self.tokens, channels);
+        let queries = |kind, rows: Option<usize>| {
+            let data = rows.map(|rows| Ok((rows, part(kind, head * group..(head + 1) * group, rows, shape.dim)?)));
+            Ok::<_, Error>(data.transpose()?.map(|(rows, data)| Queries { rows, data }))
+        };
+        Ok(Layer {
+            index,
+            kv_heads: 1,
+            query_heads: group,
+            tokens: self.tokens,
+            dim: shape.dim,
+            value_dim: shape.value_dim,
+            dtype: shape.dtype,
+            key: pairs("key", shape.dim)?,
+            value: pairs("value", shape.value_dim)?,
+            query: queries("query", shape.query.then_some(self.tokens))?,
+            reference_query: queries("reference_query", shape.reference_rows)?,
+            probe_query: queries("probe_query", shape.probe_rows)?,
+        })
     }
 
     fn queries(&self, index: usize, kind: &str, rows: Option<usize>, dim: usize) -> Result<Option<Queries>> {

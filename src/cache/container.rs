@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype as Stored;
@@ -246,9 +247,10 @@ impl Container {
         Ok(())
     }
 
-    /// Passes a tensor's bytes to `take`, a chunk at a time.
-    fn stream_tensor(&self, name: &str, tensor: &Tensor, take: impl FnMut(&[u8])) -> Result<()> {
-        self.source.stream(tensor.start, tensor.bytes, take).map_err(|error| match error {
+    /// Passes some of a tensor's bytes to `take`, a portion at a time.
+    fn stream_tensor(&self, name: &str, tensor: &Tensor, bytes: Range<u64>, take: impl FnMut(&[u8])) -> Result<()> {
+        let streamed = self.source.stream(tensor.start + bytes.start, bytes.end - bytes.start, take);
+        streamed.map_err(|error| match error {
             Error::File { reason, .. } => self.error(format!("tensor `{name}`: the file {reason}")),
             other => other,
         })
@@ -256,17 +258,25 @@ impl Container {
 
     /// A tensor's elements as f32, every one finite; `place` puts an element's index into words.
     pub(crate) fn floats(&self, name: &str, place: impl Fn(usize) -> String) -> Result<Vec<f32>> {
+        let elements = self.tensor(name)?.shape.iter().product();
+        self.floats_in(name, 0..elements, place)
+    }
+
+    /// The same for some of its elements, which must be there; no other part of the tensor is read.
+    pub(super) fn floats_in(&self, name: &str, elements: Range<usize>, place: impl Fn(usize) -> String) -> Result<Vec<f32>> {
         let tensor = self.tensor(name)?;
         let dtype = self.dtype(name)?;
-        let mut values = self.room(name, tensor)?;
-        self.stream_tensor(name, tensor, |bytes| dtype.widen(bytes, &mut values))?;
+        let mut values = self.room(name, elements.len())?;
+        let size = dtype.bytes() as u64;
+        let bytes = elements.start as u64 * size..elements.end as u64 * size;
+        self.stream_tensor(name, tensor, bytes, |bytes| dtype.widen(bytes, &mut values))?;
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             let what = if values[index].is_nan() { "NaN" } else { "an infinity" };
             return Err(self.tensor_error(
                 name,
                 format!(
                     "holds {what} at {}; look for an overflow in what wrote the file (bf16 or f32 reach further than f16)",
-                    place(index)
+                    place(elements.start + index)
                 ),
             ));
         }
@@ -279,16 +289,15 @@ impl Container {
         if tensor.stored != Stored::I32 {
             return Err(self.tensor_error(name, format!("is stored as {}; store it as I32", tensor.stored)));
         }
-        let mut values = self.room(name, tensor)?;
-        self.stream_tensor(name, tensor, |bytes| {
+        let mut values = self.room(name, tensor.shape.iter().product())?;
+        self.stream_tensor(name, tensor, 0..tensor.bytes, |bytes| {
             values.extend(bytes.as_chunks().0.iter().map(|&element| i32::from_le_bytes(element)))
         })?;
         Ok(values)
     }
 
-    /// Room for a tensor's elements at four bytes each; too little memory is an error, not an abort.
-    fn room<T>(&self, name: &str, tensor: &Tensor) -> Result<Vec<T>> {
-        let elements = tensor.shape.iter().product();
+    /// Room for so many of a tensor's elements at four bytes each; too little memory is an error, not an abort.
+    fn room<T>(&self, name: &str, elements: usize) -> Result<Vec<T>> {
         let mut values = Vec::new();
         values.try_reserve_exact(elements).map_err(|_| {
             self.tensor_error(

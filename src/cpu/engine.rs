@@ -39,9 +39,10 @@ impl Engine for CpuEngine {
         let largest = heads.iter().map(|head| head.pairs as usize).max().unwrap_or(0);
         let square = largest * largest;
         let blocks = 2 * layout::block_rows(largest) * largest;
+        let tile = (layout::block_rows(attention::TILE) + 1) * attention::TILE;
         let solved: usize = heads.iter().map(|head| layout::pairs(head, dims.value_dim as usize).len()).sum();
         let threads = rayon::current_num_threads();
-        evaluate::partial_bytes(&table).max(4 * solved as u64) + 4 * (threads * square.max(blocks)) as u64
+        evaluate::partial_bytes(&table).max(4 * solved as u64) + 4 * (threads * square.max(blocks).max(tile)) as u64
     }
 
     fn table(&mut self, dims: Dims, heads: &[Head]) -> Result<Table> {

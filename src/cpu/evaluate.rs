@@ -55,7 +55,9 @@ fn partial_floats(strands: &[Strand], dim: usize) -> usize {
 fn partials<'a>(memory: &'a mut Vec<f32>, strands: &[Strand], dim: usize) -> Vec<&'a mut [f32]> {
     let floats = partial_floats(strands, dim);
     if memory.len() < floats {
-        memory.resize(floats, 0.0);
+        // No more than is asked for, and the old one gone before: what a batch takes is foretold.
+        *memory = Vec::new();
+        *memory = vec![0.0; floats];
     }
     let mut rest = memory.as_mut_slice();
     let mut parts = Vec::with_capacity(strands.len());

@@ -10,7 +10,9 @@ thread_local! {
 pub(super) fn with_two<R>(first: usize, second: usize, work: impl FnOnce(&mut [f32], &mut [f32]) -> R) -> R {
     let mut memory = SCRATCH.take();
     if memory.len() < first + second {
-        memory.resize(first + second, 0.0);
+        // No more than is asked for, and the old one gone before: what a batch takes is foretold.
+        drop(memory);
+        memory = vec![0.0; first + second];
     }
     let (one, rest) = memory.split_at_mut(first);
     let result = work(one, &mut rest[..second]);

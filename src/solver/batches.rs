@@ -1,49 +1,82 @@
 //! Heads packed into batches that fit the machine, worked on one batch after the other.
 
+use std::time::Instant;
+
+use super::chunks;
 use super::fit::{Fitted, fit};
 use super::problem::Problem;
-use super::{Observer, Request, Timings};
-use crate::batch::{Budget, Shape, Workspace, layout, schedule};
+use super::supply::{Slice, Stage, Supply};
+use super::{Observer, Timings};
+use crate::batch::{Budget, Shape, layout, need, schedule};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::{Method, Options};
 
-/// What every stage of a compression needs: the machine, the memory it may use, and who watches.
+/// What every stage of a compression needs: the machine, the heads, the memory they may use, and who watches.
 pub(super) struct Work<'a, E: Engine> {
     pub(super) engine: &'a mut E,
-    pub(super) request: &'a Request,
+    pub(super) supply: &'a Supply<'a>,
+    /// Bytes that slices and batches may take together.
+    pub(super) memory: Option<u64>,
     pub(super) scale: f32,
     pub(super) observer: &'a mut dyn Observer,
     /// The part of all the work that the stage in hand is: where it begins and how much it is.
     pub(super) stage: (f64, f64),
     /// Whether lengths are still to be decided: no head is finished by such work.
     pub(super) planning: bool,
-    /// Heads of the whole request.
-    pub(super) heads: usize,
-    /// Bytes a number is stored in, by layer.
-    pub(super) number_bytes: Vec<(usize, u64)>,
+    /// The heads in memory.
+    pub(super) slice: Slice,
+}
+
+/// Curvature pairs that the method needs.
+pub(super) fn history(options: &Options) -> u32 {
+    if options.method == Method::Kvsculpt { options.history } else { 0 }
 }
 
 impl<E: Engine> Work<'_, E> {
-    /// Bytes of a stored pair of this head.
-    pub(super) fn pair_bytes(&self, problem: &Problem) -> u64 {
-        let known = self.number_bytes.iter().find(|(layer, _)| *layer == problem.layer);
-        let number = known.map_or(4, |&(_, bytes)| bytes);
-        let bias = if problem.constant.is_some() { 4 } else { 0 };
-        number * (problem.key_dim as u64 + u64::from(problem.dims.value_dim)) + bias
+    /// Does `work` slice by slice, on all chunks of a slice's heads; what it gives is put together in the order of heads.
+    pub(super) fn in_slices<T>(
+        &mut self,
+        stage: Stage<'_>,
+        timings: &mut Timings,
+        mut work: impl FnMut(&mut Self, &[Problem], &mut Timings) -> Result<Vec<T>>,
+    ) -> Result<Vec<T>> {
+        let engine = &*self.engine;
+        let slices = self.supply.slices(stage, |shapes| scratch(engine, shapes))?;
+        let mut found = Vec::new();
+        for slice in slices {
+            tracing::debug!(heads = ?slice.heads, bytes = slice.bytes, "slice");
+            self.slice = slice.clone();
+            let mut problems = Vec::new();
+            for head in slice.heads {
+                let started = Instant::now();
+                let mut chunks = self.supply.read(head, stage)?;
+                timings.read += started.elapsed().as_secs_f64();
+                let started = Instant::now();
+                chunks::introduce(self.engine, &mut chunks, self.scale)?;
+                timings.teacher += started.elapsed().as_secs_f64();
+                problems.extend(chunks);
+            }
+            found.extend(work(self, &problems, timings)?);
+        }
+        Ok(found)
     }
 
-    /// Fits these heads, those that keep everything without any work.
-    pub(super) fn fit(&mut self, problems: &[&Problem], options: &Options, timings: &mut Timings) -> Result<Vec<Fitted>> {
-        let history = if options.method == Method::Kvsculpt { options.history } else { 0 };
+    /// Fits these heads and chunks, those that keep everything without any work.
+    pub(super) fn fit(&mut self, problems: &[Problem], options: &Options, timings: &mut Timings) -> Result<Vec<Fitted>> {
+        // What chunks of a head change add up.
+        let options = &Options {
+            tolerance: options.tolerance / self.supply.chunks.len() as f64,
+            ..options.clone()
+        };
         let mut fitted: Vec<Option<Fitted>> = problems
             .iter()
             .map(|problem| problem.is_whole().then(|| Fitted::whole(problem, options.method)))
             .collect();
         let open: Vec<usize> = (0..problems.len()).filter(|&head| fitted[head].is_none()).collect();
-        let members: Vec<&Problem> = open.iter().map(|&head| problems[head]).collect();
+        let members: Vec<&Problem> = open.iter().map(|&head| &problems[head]).collect();
         let whole = problems.len() - open.len();
-        let found = self.in_batches(&members, history, whole, |engine, members, scale, watch| {
+        let found = self.in_batches(&members, history(options), whole, |engine, members, scale, watch| {
             fit(engine, members, scale, options, timings, watch)
         })?;
         for (head, found) in open.into_iter().zip(found) {
@@ -53,7 +86,7 @@ impl<E: Engine> Work<'_, E> {
         Ok(fitted.into_iter().flatten().collect())
     }
 
-    /// Does `stage` batch by batch; what it gives is in the problems' order. `finished` heads of the request are done before it.
+    /// Does `stage` batch by batch; what it gives is in the problems' order. `finished` problems of the slice are done before it.
     pub(super) fn in_batches<T>(
         &mut self,
         problems: &[&Problem],
@@ -65,28 +98,34 @@ impl<E: Engine> Work<'_, E> {
         let array = self.engine.max_array_bytes();
         let budget = Budget {
             // A device does not say how much memory it has; its largest array is a cautious guess.
-            total: self.request.memory.unwrap_or(array.max(1 << 30)),
+            total: match self.memory {
+                Some(memory) => memory.saturating_sub(self.slice.bytes),
+                None => array.max(1 << 30),
+            },
             array,
         };
         let engine = &*self.engine;
-        let scratch = |shapes: &[Shape]| {
-            let heads = layout(shapes, |shape| (shape.training, shape.free));
-            shapes.first().map_or(0, |shape| engine.scratch_bytes(shape.dims, &heads))
-        };
-        let batches = schedule(&shapes, history, budget, scratch)?;
+        let batches = schedule(&shapes, history, budget, |shapes| scratch(engine, shapes))?;
         let work: u64 = shapes.iter().map(Shape::work).sum::<u64>().max(1);
         let mut found: Vec<Option<T>> = problems.iter().map(|_| None).collect();
-        let (mut heads_done, mut work_done) = (finished, 0);
-        let (begin, share) = self.stage;
+        let (mut done, mut work_done) = (finished, 0);
+        let (heads, chunks) = (self.supply.places.len(), self.supply.chunks.len());
+        // The slice's part of the stage, by its heads.
+        let part = |count: usize| count as f64 / heads as f64 * self.stage.1;
+        let (begin, share) = (self.stage.0 + part(self.slice.heads.start), part(self.slice.heads.len()));
         for batch in batches {
             let members: Vec<&Problem> = batch.iter().map(|&head| problems[head]).collect();
             let sizes = batch.iter().map(|&head| shapes[head]).collect::<Vec<_>>();
-            tracing::debug!(heads = batch.len(), bytes = Workspace::new(&sizes, history).bytes(), "batch");
+            tracing::debug!(
+                heads = batch.len(),
+                bytes = need(&sizes, history, scratch(self.engine, &sizes)),
+                "batch"
+            );
             let of_batch: u64 = sizes.iter().map(Shape::work).sum();
             let mut watch = |part: f64| {
                 let fraction = (work_done as f64 + part * of_batch as f64) / work as f64;
-                let heads_done = if self.planning { 0 } else { heads_done };
-                if self.observer.progress(heads_done, self.heads, begin + share * fraction) {
+                let finished = if self.planning { 0 } else { self.slice.heads.start + done / chunks };
+                if self.observer.progress(finished, heads, begin + share * fraction) {
                     Ok(())
                 } else {
                     Err(Error::Cancelled)
@@ -96,9 +135,15 @@ impl<E: Engine> Work<'_, E> {
             for (head, outcome) in batch.iter().zip(stage(self.engine, &members, self.scale, &mut watch)?) {
                 found[*head] = Some(outcome);
             }
-            heads_done += batch.len();
+            done += batch.len();
             work_done += of_batch;
         }
         Ok(found.into_iter().flatten().collect())
     }
+}
+
+/// Bytes of an engine's own for these heads.
+fn scratch<E: Engine>(engine: &E, shapes: &[Shape]) -> u64 {
+    let heads = layout(shapes, |shape| (shape.training, shape.free));
+    shapes.first().map_or(0, |shape| engine.scratch_bytes(shape.dims, &heads))
 }

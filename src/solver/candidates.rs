@@ -1,6 +1,7 @@
 //! The arrays of a batch of heads through its life, and what the candidate in hand is worth.
 
 use super::bias;
+use super::fit::Pairs;
 use super::keys::loss;
 use super::problem::Problem;
 use super::rowset::{FullCache, Kind, RowSet, errors_on};
@@ -72,7 +73,9 @@ impl<'a, E: Engine> Batch<'a, E> {
         if order == Order::Position {
             chosen.iter_mut().for_each(|pairs: &mut Vec<usize>| pairs.sort_unstable());
         }
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let free: usize = chosen.iter().map(Vec::len).sum();
+        let mut keys = Vec::with_capacity(free * dims.dim as usize);
+        let mut values = Vec::with_capacity(free * dims.value_dim as usize);
         for (problem, pairs) in problems.iter().zip(&chosen) {
             let (dim, value_dim) = (problem.key_dim, dims.value_dim as usize);
             for &pair in pairs {
@@ -293,6 +296,30 @@ impl<'a, E: Engine> Batch<'a, E> {
         engine.set_table(&mut self.chosen, heads)?;
         engine.copy_pairs(&self.chosen, self.dims.dim, &self.keys, &mut self.best_keys)?;
         engine.copy_pairs(&self.chosen, self.dims.value_dim, &self.values, &mut self.best_values)
+    }
+
+    /// The keys and values in hand, head by head.
+    pub(crate) fn pairs(&self, engine: &mut E) -> Result<Vec<Pairs>> {
+        let (keys, values) = (engine.read(&self.keys)?, engine.read(&self.values)?);
+        let heads = self.training.heads.iter().map(|head| {
+            let slice =
+                |array: &[f32], width: u32| array[(head.pair * width) as usize..((head.pair + head.pairs) * width) as usize].to_vec();
+            Pairs {
+                keys: slice(&keys, self.dims.dim),
+                values: slice(&values, self.dims.value_dim),
+            }
+        });
+        Ok(heads.collect())
+    }
+
+    /// Adds the keys and values in hand to the starts of those that are chunks: the whole head is judged by them later.
+    pub(crate) fn remember(&self, engine: &mut E, problems: &[&Problem], starts: &mut [Vec<Pairs>]) -> Result<()> {
+        if problems.iter().any(|problem| problem.part.is_some()) {
+            for (starts, pairs) in starts.iter_mut().zip(self.pairs(engine)?) {
+                starts.push(pairs);
+            }
+        }
+        Ok(())
     }
 
     /// The best keys and values of these heads come back in hand.

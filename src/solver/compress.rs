@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::batches::Work;
-use super::fit::Fitted;
+use super::batches::{Work, history};
+use super::fit::{Fitted, timed};
 use super::plan::{self, plan};
 use super::problem::Problem;
-use super::{Compression, Decided, Observer, Outcome, PLANNING, Request, Timings, bias, size};
+use super::supply::{Slice, Stage, Supply};
+use super::{Compression, Observer, Outcome, PLANNING, Request, Timings, assembled, bias, chunks, size};
 use crate::budget::Budgets;
-use crate::cache::{Capture, Compressed, CompressedLayer, Dtype};
+use crate::cache::{Capture, Compressed, CompressedLayer};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::{Options, Split};
@@ -38,7 +39,7 @@ pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
         }
         heads.extend((0..shape.kv_heads).map(|head| (layer, head)));
     }
-    plan::check(&heads, split, request)?;
+    plan::check(&heads, split, chunks::cut(split, request.options.chunk).len(), request)?;
     Ok(split)
 }
 
@@ -56,93 +57,94 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     let layers = chosen_layers(capture, request)?;
     let mut timings = Timings::default();
 
-    let started = Instant::now();
-    let (mut problems, mut forms, mut source_bytes) = (Vec::new(), Vec::new(), 0);
-    for &index in &layers {
-        let layer = capture.layer(index)?;
-        source_bytes += (layer.kv_heads * layer.tokens * (layer.dim + layer.value_dim) * layer.dtype.bytes()) as u64;
-        for head in 0..layer.kv_heads {
-            problems.push(Problem::new(capture, &layer, head, split, options)?);
-        }
-        forms.push(Form {
-            index,
-            kv_heads: layer.kv_heads,
-            dim: layer.dim,
-            value_dim: layer.value_dim,
-            dtype: request.dtype.unwrap_or(layer.dtype),
-        });
-    }
-    timings.read = started.elapsed().as_secs_f64();
-
+    let supply = Supply::new(capture, request, &layers, split)?;
+    let measures = plan::measures(request, supply.chunks.len());
     #[allow(clippy::cast_possible_truncation, reason = "shaders compute in single precision")]
     let scale = capture.scale as f32;
-    let heads = problems.len();
+    let heads = supply.places.len();
     let mut work = Work {
         engine,
-        request,
+        supply: &supply,
+        memory: request.memory,
         scale,
         observer,
         stage: (0.0, PLANNING),
         planning: true,
-        heads,
-        number_bytes: forms.iter().map(|form| (form.index, form.dtype.bytes() as u64)).collect(),
+        slice: Slice { heads: 0..0, bytes: 0 },
     };
     let started = Instant::now();
-    let plan = plan(&mut work, &problems, split, request)?;
+    let plan = plan(&mut work, request)?;
     timings.budgets = started.elapsed().as_secs_f64();
-    for (problem, &length) in problems.iter_mut().zip(&plan.lengths) {
-        problem.split.free = length - problem.split.sinks - problem.split.tail;
-    }
-    split.free = plan.lengths.iter().sum::<usize>() / heads - split.sinks - split.tail;
+    let free: usize = plan.free.iter().flatten().sum();
+    split.free = free / heads;
 
-    let begin = if request.decided() == Decided::Beforehand { 0.0 } else { PLANNING };
+    let begin = if measures { PLANNING } else { 0.0 };
     work.stage = (begin, 1.0 - begin);
     work.planning = false;
-    let fitted = work.fit(&problems.iter().collect::<Vec<_>>(), options, &mut timings)?;
+    let (layers, outcomes) = fit(&mut work, capture, request, &plan.free, &mut timings)?;
     work.observer.progress(heads, heads, 1.0);
-    let mut heads = problems.iter().zip(&fitted);
-    let layers: Vec<CompressedLayer> = forms
-        .into_iter()
-        .map(|form| assemble(form.layer(options), heads.by_ref().take(form.kv_heads)))
-        .collect();
-    let outcomes: Vec<Outcome> = fitted.into_iter().map(|fitted| fitted.outcome).collect();
+    let source_bytes = supply.places.iter().map(|place| {
+        let shape = place.shape;
+        (capture.tokens * (shape.dim + shape.value_dim) * shape.dtype.bytes()) as u64
+    });
     let metadata = metadata(capture, options, split, &outcomes)?;
     let lengths = layers.iter().map(|layer| (layer.index, layer.lengths.clone())).collect();
     Ok(Compression {
         budgets: Budgets::new(split.tokens, lengths)?.with_fixed(split.sinks, split.tail)?,
         curves: plan.curves,
+        source_bytes: source_bytes.sum(),
         compressed: Compressed { layers, metadata },
         outcomes,
         split,
-        source_bytes,
         timings,
     })
 }
 
-/// What a layer of the short cache will look like.
-#[derive(Clone, Copy, Debug)]
-struct Form {
-    index: usize,
-    kv_heads: usize,
-    dim: usize,
-    value_dim: usize,
-    dtype: Dtype,
+/// Fits all heads, whose chunks have these free pairs; each that is done goes into its layer.
+fn fit<E: Engine>(
+    work: &mut Work<'_, E>,
+    capture: &Capture,
+    request: &Request,
+    free: &[Vec<usize>],
+    timings: &mut Timings,
+) -> Result<(Vec<CompressedLayer>, Vec<Outcome>)> {
+    let options = &request.options;
+    let chunks = work.supply.chunks.len();
+    let layers = chosen_layers(capture, request)?.into_iter();
+    let mut layers = layers
+        .map(|index| empty(capture, request, index))
+        .collect::<Result<Vec<CompressedLayer>>>()?;
+    let history = history(options);
+    let outcomes = work.in_slices(Stage::Fit { free, history }, timings, |work, problems, timings| {
+        let mut fitted = work.fit(problems, options, timings)?;
+        let heads = problems.chunks(chunks).zip(fitted.chunks_mut(chunks));
+        let outcome = |(problems, fitted): (&[Problem], &mut [Fitted])| {
+            let outcome = timed(&mut timings.judge, || {
+                assembled::outcome(work.engine, problems, fitted, work.scale, options)
+            })?;
+            if let Some(layer) = layers.iter_mut().find(|layer| layer.index == outcome.layer) {
+                assemble(layer, problems, fitted, work.scale);
+            }
+            Ok(outcome)
+        };
+        heads.map(outcome).collect()
+    })?;
+    Ok((layers, outcomes))
 }
 
-impl Form {
-    /// The layer, its heads still to come.
-    fn layer(self, options: &Options) -> CompressedLayer {
-        CompressedLayer {
-            index: self.index,
-            dim: self.dim,
-            value_dim: self.value_dim,
-            lengths: Vec::new(),
-            key: Vec::new(),
-            value: Vec::new(),
-            bias: options.has_bias().then(Vec::new),
-            dtype: self.dtype,
-        }
-    }
+/// A layer of the short cache, its heads still to come.
+fn empty(capture: &Capture, request: &Request, index: usize) -> Result<CompressedLayer> {
+    let shape = capture.shape(index)?;
+    Ok(CompressedLayer {
+        index,
+        dim: shape.dim,
+        value_dim: shape.value_dim,
+        lengths: Vec::new(),
+        key: Vec::new(),
+        value: Vec::new(),
+        bias: request.options.has_bias().then(Vec::new),
+        dtype: request.dtype.unwrap_or(shape.dtype),
+    })
 }
 
 /// The layers asked for, all present.
@@ -162,19 +164,26 @@ pub(super) fn chosen_layers(capture: &Capture, request: &Request) -> Result<Vec<
     Ok(layers)
 }
 
-/// Puts a layer's heads together: each its sinks, free pairs and tail.
-fn assemble<'a>(mut layer: CompressedLayer, heads: impl Iterator<Item = (&'a Problem, &'a Fitted)>) -> CompressedLayer {
-    for (problem, fitted) in heads {
-        problem.assemble(&problem.keys, &fitted.keys, layer.dim, &mut layer.key);
-        problem.assemble(&problem.values, &fitted.values, layer.value_dim, &mut layer.value);
-        if let (Some(biases), Some(bias)) = (&mut layer.bias, &fitted.bias) {
+/// Adds a head to its layer, chunk by chunk: the sinks of the first, free pairs, the tail of the last.
+fn assemble(layer: &mut CompressedLayer, chunks: &[Problem], fitted: &[Fitted], scale: f32) {
+    let kept = chunks.iter().map(|problem| problem.split.kept()).sum();
+    layer.key.reserve_exact(kept * layer.dim);
+    layer.value.reserve_exact(kept * layer.value_dim);
+    layer.lengths.push(kept);
+    for (problem, Fitted { pairs, .. }) in chunks.iter().zip(fitted) {
+        problem.assemble(&problem.values, &pairs.values, layer.value_dim, &mut layer.value);
+        let Some(constant) = problem.constant else {
+            problem.assemble(&problem.keys, &pairs.keys, layer.dim, &mut layer.key);
+            continue;
+        };
+        let (keys, bias) = bias::divide(&pairs.keys, problem.key_dim, scale * constant);
+        problem.assemble(&problem.keys, &keys, layer.dim, &mut layer.key);
+        if let Some(biases) = &mut layer.bias {
             biases.resize(biases.len() + problem.split.sinks, 0.0);
-            biases.extend_from_slice(bias);
+            biases.extend_from_slice(&bias);
             biases.resize(biases.len() + problem.split.tail, 0.0);
         }
-        layer.lengths.push(problem.split.kept());
     }
-    layer
 }
 
 /// The fraction of all pairs that is kept.

@@ -6,11 +6,12 @@
 use super::batches::Work;
 use super::candidates::{Batch, Order};
 use super::problem::Problem;
+use super::supply::Stage;
 use super::values::ValueSolve;
 use crate::budget::{Curve, Point};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::options::{Anchor, Method, Options};
+use crate::options::{Anchor, Method, Options, Split};
 use crate::reference::merged::Sums;
 
 /// Lengths between neighbouring points of the grid differ by this factor.
@@ -45,38 +46,51 @@ fn grid(least: usize, zone: usize) -> Vec<usize> {
     }
 }
 
-/// The curve of every head, over lengths: `fixed` pairs that every student of a head stores, and at least `least` free ones.
-pub(super) fn all<E: Engine>(
-    work: &mut Work<'_, E>,
-    problems: &[Problem],
-    least: usize,
-    fixed: usize,
-    options: &Options,
-) -> Result<Vec<Curve>> {
-    let Some(zone) = problems.first().map(|problem| problem.split.zone()) else {
-        return Ok(Vec::new());
-    };
-    let grid = grid(least, zone);
-    let solved = (zone * SOLVED.0 / SOLVED.1).min(MOST_SOLVED);
-    let most = grid.last().copied().unwrap_or(least);
-    let sampled: Vec<Problem> = problems
-        .iter()
-        .map(|problem| problem.sampled(most, most.min(solved), options.curve_rows))
-        .collect();
-    if let Some(problem) = sampled.iter().find(|problem| problem.rows.validation.is_empty()) {
+/// At which lengths the curves of a request are measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Grid {
+    /// Free pairs of a chunk, ascending.
+    pub(super) lengths: Vec<usize>,
+    /// The most that values are solved for.
+    pub(super) solved: usize,
+}
+
+impl Grid {
+    /// For chunks of these zones, which have at least `least` free pairs each.
+    pub(super) fn new(chunks: &[Split], least: usize) -> Self {
+        // Zones differ by one at most.
+        let zone = chunks.iter().map(|chunk| chunk.zone()).min().unwrap_or(least);
+        Self {
+            lengths: grid(least, zone),
+            solved: (zone * SOLVED.0 / SOLVED.1).min(MOST_SOLVED),
+        }
+    }
+
+    /// What heads are read for.
+    pub(super) fn stage(&self) -> Stage<'static> {
+        Stage::Curves {
+            most: self.lengths.last().copied().unwrap_or(1),
+            solved: self.solved,
+        }
+    }
+}
+
+/// The curve of every chunk of a slice: `problems` are sampled, and have the largest length of the grid.
+pub(super) fn of_slice<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], grid: &Grid, options: &Options) -> Result<Vec<Curve>> {
+    if let Some(problem) = problems.iter().find(|problem| problem.rows.validation.is_empty()) {
         return Err(Error::shape(
             format!("layer {} head {}", problem.layer, problem.head),
             "it has too few query rows to hold any out, by which lengths could be decided; give at least 4, or use --budget uniform",
         ));
     }
-    let members: Vec<&Problem> = sampled.iter().collect();
+    let members: Vec<&Problem> = problems.iter().collect();
     let found = work.in_batches(&members, 0, 0, |engine, members, scale, watch| {
-        of_batch(engine, members, &grid, solved, scale, options, watch)
+        of_batch(engine, members, &grid.lengths, grid.solved, scale, options, watch)
     })?;
     let curve = |(problem, found): (&Problem, Vec<f64>)| {
-        let mut points: Vec<Point> = grid
-            .iter()
-            .zip(mended(found))
+        let fixed = problem.split.sinks + problem.split.tail;
+        let lengths = grid.lengths.iter().zip(mended(found));
+        let mut points: Vec<Point> = lengths
             .map(|(&free, error)| Point {
                 length: fixed + free,
                 error,

@@ -97,8 +97,7 @@ pub fn estimate<E: Engine>(engine: &E, capture: &Capture, request: &Request) -> 
 fn shape(capture: &Capture, layer: &LayerShape, split: Split, request: &Request) -> Result<Shape> {
     let count = |number: usize| u32::try_from(number).map_err(|_| Error::shape("capture", format!("{number} is more than 32 bits count")));
     let widened = if request.options.has_bias() { bias::CHANNELS } else { 0 };
-    let group = layer.query_heads / layer.kv_heads;
-    let (training, validation) = counts(layer.reference_rows, capture.tokens, capture.next_position, split, &request.options);
+    let [training, validation, probe] = counts(layer, capture.next_position, split, &request.options, None);
     Ok(Shape {
         dims: Dims {
             dim: count(layer.dim + widened)?,
@@ -108,8 +107,8 @@ fn shape(capture: &Capture, layer: &LayerShape, split: Split, request: &Request)
         fixed: count(split.sinks + split.tail)?,
         free: count(split.free)?,
         solved: count(split.free)?,
-        training: count(group * training)?,
-        validation: count(group * validation)?,
-        probe: count(group * layer.probe_rows.unwrap_or(0))?,
+        training: count(training)?,
+        validation: count(validation)?,
+        probe: count(probe)?,
     })
 }

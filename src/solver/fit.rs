@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::bias;
 use super::candidates::{Batch, Order};
 use super::descent::{Allowance, Descent, Rest};
 use super::keys::{Cycle, KeySteps};
@@ -14,13 +13,19 @@ use crate::engine::{Engine, Head};
 use crate::error::{Error, Result};
 use crate::options::{Method, Options, Strength};
 
-/// A head's free pairs and what became of it.
+/// Free pairs, keys as the engine sees them.
 #[derive(Clone, Debug)]
-pub(crate) struct Fitted {
+pub(crate) struct Pairs {
     pub(crate) keys: Vec<f32>,
     pub(crate) values: Vec<f32>,
-    /// Of each free pair, where keys have one.
-    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// The free pairs of a head or chunk, and what became of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Fitted {
+    pub(crate) pairs: Pairs,
+    /// Of a chunk: what it started from, select and, where the method has it, select-fit.
+    pub(crate) starts: Vec<Pairs>,
     pub(crate) outcome: Outcome,
 }
 
@@ -42,10 +47,15 @@ impl Fitted {
             validation: none(&problem.rows.validation),
             probe: none(&problem.rows.probe),
         };
+        let select_fit = matches!(method, Method::SelectFit | Method::Kvsculpt);
+        let mut keys = Vec::new();
+        problem.push_keys(problem.zone_pairs(&problem.keys, problem.key_dim), &mut keys);
+        let values = problem.zone_pairs(&problem.values, problem.dims.value_dim as usize).to_vec();
+        let pairs = Pairs { keys, values };
+        let starts = if problem.part.is_none() { 0 } else { 1 + usize::from(select_fit) };
         Self {
-            keys: problem.zone_pairs(&problem.keys, problem.key_dim).to_vec(),
-            bias: problem.constant.map(|_| vec![0.0; problem.split.free]),
-            values: problem.zone_pairs(&problem.values, problem.dims.value_dim as usize).to_vec(),
+            starts: vec![pairs.clone(); starts],
+            pairs,
             outcome: Outcome {
                 layer: problem.layer,
                 head: problem.head,
@@ -54,7 +64,8 @@ impl Fitted {
                 free: problem.split.free,
                 result: exact,
                 select: exact,
-                select_fit: matches!(method, Method::SelectFit | Method::Kvsculpt).then_some(exact),
+                select_fit: select_fit.then_some(exact),
+                chunks: 1,
                 iterations: 0,
                 evaluations: 0,
                 stop: Stop::Whole,
@@ -85,6 +96,8 @@ pub(crate) fn fit<E: Engine>(
             "attention over the capture itself leaves single precision; check softmax_scale, keys and queries",
         ));
     }
+    let mut starts = vec![Vec::new(); problems.len()];
+    batch.remember(engine, problems, &mut starts)?;
     let mut track = Track::new(&select);
     let mut select_fit = None;
     let mut descents = None;
@@ -99,6 +112,7 @@ pub(crate) fn fit<E: Engine>(
             Ok(())
         })?;
         let judged = timed(&mut timings.judge, || batch.judge(engine))?;
+        batch.remember(engine, problems, &mut starts)?;
         // Who asks for select-fit by name gets it, better or not.
         if options.method == Method::Kvsculpt {
             let validation: Vec<_> = judged.iter().map(|judged| judged.validation).collect();
@@ -127,23 +141,12 @@ pub(crate) fn fit<E: Engine>(
         result = timed(&mut timings.judge, || batch.judge(engine))?;
     }
     watch(1.0)?;
-    let (keys, values) = (engine.read(&batch.keys)?, engine.read(&batch.values)?);
-    let fitted = batch.training.heads.iter().map(|head| {
-        let index = head.index as usize;
+    let pairs = batch.pairs(engine)?;
+    let fitted = pairs.into_iter().zip(starts).enumerate().map(|(index, (pairs, starts))| {
         let descent = descents.as_ref().map(|descents| &descents[index]);
-        let slice = |array: &[f32], width: u32| array[(head.pair * width) as usize..((head.pair + head.pairs) * width) as usize].to_vec();
-        let keys = slice(&keys, dims.dim);
-        let (keys, bias) = match problems[index].constant {
-            None => (keys, None),
-            Some(constant) => {
-                let (keys, bias) = bias::divide(&keys, problems[index].key_dim, scale * constant);
-                (keys, Some(bias))
-            }
-        };
         Fitted {
-            keys,
-            bias,
-            values: slice(&values, dims.value_dim),
+            pairs,
+            starts,
             outcome: Outcome {
                 layer: problems[index].layer,
                 head: problems[index].head,
@@ -153,6 +156,7 @@ pub(crate) fn fit<E: Engine>(
                 result: result[index],
                 select: select[index],
                 select_fit: select_fit.as_ref().map(|judged| judged[index]),
+                chunks: 1,
                 iterations: descent.map_or(0, |descent| descent.iterations),
                 evaluations: descent.map_or(0, |descent| descent.evaluations),
                 stop: track.stops[index],
@@ -163,7 +167,7 @@ pub(crate) fn fit<E: Engine>(
 }
 
 /// Runs a stage and adds its seconds.
-fn timed<T>(seconds: &mut f64, stage: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn timed<T>(seconds: &mut f64, stage: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     let outcome = stage();
     *seconds += started.elapsed().as_secs_f64();

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rows::{Rows, rows};
 use super::{Errors, Observer, bias, merged_sums};
-use crate::cache::{Capture, Compressed, CompressedHead, Layer};
+use crate::cache::{Capture, Compressed, CompressedHead, LayerShape};
 use crate::engine::{Dims, Engine, Head};
 use crate::error::{Error, Result};
 use crate::options::{Options, Split};
@@ -77,8 +77,7 @@ pub fn judge<E: Engine>(
         if !observer.progress(done, common.len(), done as f64 / common.len() as f64) {
             return Err(Error::Cancelled);
         }
-        let layer = capture.layer(index)?;
-        let teacher = Teacher::new(engine, capture, &layer, options)?;
+        let teacher = Teacher::new(engine, capture, index, options)?;
         for (cache, found) in caches.iter().zip(&mut found) {
             teacher.judge(engine, cache, found)?;
         }
@@ -88,7 +87,8 @@ pub fn judge<E: Engine>(
 
 /// The rows of a layer's heads and what the whole cache answers.
 struct Teacher<'a> {
-    layer: &'a Layer,
+    index: usize,
+    layer: &'a LayerShape,
     scale: f32,
     /// By head.
     rows: Vec<Rows>,
@@ -97,24 +97,25 @@ struct Teacher<'a> {
 }
 
 impl<'a> Teacher<'a> {
-    fn new<E: Engine>(engine: &mut E, capture: &Capture, layer: &'a Layer, options: &Options) -> Result<Self> {
+    fn new<E: Engine>(engine: &mut E, capture: &'a Capture, index: usize, options: &Options) -> Result<Self> {
         // Of the split only the tail counts, for how many rows are recent.
-        let split = Split::uniform(layer.tokens, options).or_else(|_| Split::least(layer.tokens, options))?;
+        let split = Split::uniform(capture.tokens, options).or_else(|_| Split::least(capture.tokens, options))?;
+        let layer = capture.shape(index)?;
         #[allow(clippy::cast_possible_truncation, reason = "engines compute in single precision")]
         let scale = capture.scale as f32;
         let mut teacher = Self {
+            index,
             layer,
             scale,
             rows: Vec::new(),
             states: Vec::new(),
         };
         for head in 0..layer.kv_heads {
-            let rows = rows(capture, layer, head, split, options)?;
-            let part = |channels: usize| head * layer.tokens * channels..(head + 1) * layer.tokens * channels;
-            let (keys, values) = (&layer.key[part(layer.dim)], &layer.value[part(layer.value_dim)]);
+            let own = capture.head(index, head)?;
+            let rows = rows(capture, &own, split, options)?;
             let mut states = [Vec::new(), Vec::new()];
             for (state, rows) in states.iter_mut().zip([&rows.validation, &rows.probe]) {
-                *state = answers(engine, rows, keys, values, (layer.dim, layer.value_dim), scale)?;
+                *state = answers(engine, rows, &own.key, &own.value, (layer.dim, layer.value_dim), scale)?;
             }
             teacher.rows.push(rows);
             teacher.states.push(states);
@@ -123,7 +124,7 @@ impl<'a> Teacher<'a> {
     }
 
     fn judge<E: Engine>(&self, engine: &mut E, cache: &Compressed, found: &mut Vec<Worth>) -> Result<()> {
-        let index = self.layer.index;
+        let index = self.index;
         let Some(stored) = cache.layers.iter().find(|layer| layer.index == index) else {
             return Ok(());
         };

@@ -1,8 +1,10 @@
 //! Says in what order: teacher, seed, values ⇄ keys, line search, stop. Names no wgpu.
 
+mod assembled;
 mod batches;
 mod bias;
 mod candidates;
+mod chunks;
 mod compress;
 mod curves;
 mod descent;
@@ -17,6 +19,7 @@ mod rows;
 mod rowset;
 mod seed;
 mod size;
+mod supply;
 mod track;
 mod values;
 
@@ -45,7 +48,11 @@ pub struct Request {
     pub budgets: Option<Budgets>,
     /// What each head's error weighs where lengths are decided by error curves; `None`: all the same.
     pub weights: Option<Weights>,
-    /// Bytes that the arrays of a batch may use together; `None`: those of the machine's largest array, and at least 1 GiB.
+    /// Bytes that everything a compression works on may use together, on the host and on the device: the heads that are read, the
+    /// arrays of those worked on at once, and their results. On top come the capture, where it is in memory, the short cache, and some
+    /// MiB for each thread that the CPU engine's matrix products keep.
+    /// `None`: heads of 1 GiB are read at once, and the arrays of a batch may be as large as the machine's largest array, and at
+    /// least 1 GiB.
     pub memory: Option<u64>,
 }
 
@@ -197,12 +204,24 @@ pub struct Outcome {
     /// The seed's keys with solved values, at the same length; absent where the method is `random` or `select`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub select_fit: Option<Judged>,
+    /// Chunks that its zone was cut into and compressed in; what is told of the head is of all of them together.
+    #[serde(skip_serializing_if = "is_one", default = "one")]
+    pub chunks: usize,
     /// L-BFGS iterations.
     pub iterations: u32,
     /// Evaluations of loss and gradient.
     pub evaluations: u32,
     /// Why key optimisation ended.
     pub stop: Stop,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_one(chunks: &usize) -> bool {
+    *chunks == 1
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Follows a compression and may end it.

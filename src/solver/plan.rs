@@ -2,56 +2,93 @@
 
 use std::collections::BTreeMap;
 
-use super::batches::Work;
-use super::curves;
-use super::problem::Problem;
+use super::batches::{Work, history};
+use super::chunks::even;
+use super::curves::{self, Grid};
+use super::fit::Fitted;
+use super::supply::{Stage, Supply};
 use super::{Decided, Request, Timings};
 use crate::budget::{self, Budgets, Curve, Scope};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::options::{Method, Options, Split, Target};
+use crate::options::{Allocator, Method, Options, Split, Target};
 
 /// The fewest free pairs of a head, as published; a quarter of the mean where that is fewer.
 const LEAST: usize = 16;
 /// Steps of the paper's pilot where layers share a length, and where heads have their own.
 const PILOT_STEPS: (u32, u32) = (60, 30);
 
-/// Every head's length, and what it was decided by.
+/// Every head's length, how its chunks share it, and what it was decided by.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// Pairs stored, in the problems' order.
-    pub(super) lengths: Vec<usize>,
-    /// The error curves, where lengths were decided by them.
+    /// Free pairs of every head's chunks.
+    pub(super) free: Vec<Vec<usize>>,
+    /// The error curves of heads, where lengths were decided by them.
     pub(super) curves: Vec<Curve>,
 }
 
-/// Decides the lengths. The problems come in with the uniform split.
-pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], split: Split, request: &Request) -> Result<Plan> {
+/// Whether anything has to be measured before lengths are known: those of heads, or how their chunks share them.
+///
+/// Lengths that are given say nothing of chunks. By the curves of these they are shared as they were where lengths were decided
+/// so, and a saved budget gives the same cache again; without curves, in proportion to the zones.
+pub(super) fn measures(request: &Request, chunks: usize) -> bool {
     let options = &request.options;
-    let heads: Vec<(usize, usize)> = problems.iter().map(|problem| (problem.layer, problem.head)).collect();
+    let shares = request.budgets.is_some() && chunks > 1 && options.allocator == Allocator::Curves && options.budget != Scope::Uniform;
+    request.decided() != Decided::Beforehand || shares
+}
+
+/// Decides the lengths.
+pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, request: &Request) -> Result<Plan> {
+    let options = &request.options;
+    let supply = work.supply;
+    let (heads, split, count) = (supply.heads(), supply.split, supply.chunks.len());
+    let fixed = split.sinks + split.tail;
     let lengths = match (request.decided(), &request.budgets) {
-        (Decided::Curves, _) => return by_curves(work, problems, &heads, split, request),
-        (Decided::Pilot, _) => by_pilot(work, problems, &heads, split, options)?,
-        (Decided::Beforehand, Some(budgets)) => given(budgets, &heads, split)?,
-        (Decided::Beforehand, None) => vec![uniform(split, options.page)?; heads.len()],
+        (Decided::Curves, _) => return by_curves(work, &heads, request),
+        (Decided::Pilot, _) => by_pilot(work, &heads, options)?,
+        (Decided::Beforehand, Some(budgets)) => {
+            let lengths = given(budgets, &heads, split, count)?;
+            if measures(request, count) {
+                let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
+                let split = Split {
+                    free: mean.saturating_sub(fixed).max(count),
+                    ..split
+                };
+                let parts = parts(work, split, options)?;
+                let free = shared(supply, &parts, &lengths)?;
+                let curves = Vec::new();
+                return Ok(Plan { free, curves });
+            }
+            lengths
+        }
+        (Decided::Beforehand, None) => vec![uniform(split, options.page, count)?; heads.len()],
     };
     Ok(Plan {
-        lengths,
+        free: lengths.into_iter().map(|length| even(length - fixed, count)).collect(),
         curves: Vec::new(),
     })
 }
 
-/// Refuses what [`plan`] would for these layers and heads, as far as can be told before anything is measured.
-pub(super) fn check(heads: &[(usize, usize)], split: Split, request: &Request) -> Result<()> {
+/// Refuses what [`plan`] would for these heads of so many chunks, as far as can be told before anything is measured.
+pub(super) fn check(heads: &[(usize, usize)], split: Split, chunks: usize, request: &Request) -> Result<()> {
     let options = &request.options;
     if let Some(budgets) = &request.budgets {
-        return given(budgets, heads, split).map(drop);
+        return given(budgets, heads, split, chunks).map(drop);
+    }
+    if split.free < chunks && !matches!(options.target, Some(Target::MaxError(_))) {
+        return Err(Error::option(
+            "--chunk",
+            format!(
+                "{} free pairs a head are too few for its {chunks} chunks; keep more, or use a larger --chunk",
+                split.free
+            ),
+        ));
     }
     match request.decided() {
         Decided::Curves => weights(heads, request).map(drop),
         Decided::Pilot if options.budget == Scope::Layer => heads_of_a_layer(heads).map(drop),
         Decided::Pilot => Ok(()),
-        Decided::Beforehand => uniform(split, options.page).map(drop),
+        Decided::Beforehand => uniform(split, options.page, chunks).map(drop),
     }
 }
 
@@ -72,8 +109,8 @@ fn heads_of_a_layer(heads: &[(usize, usize)]) -> Result<usize> {
 }
 
 /// The lengths of a file of budgets.
-fn given(budgets: &Budgets, heads: &[(usize, usize)], split: Split) -> Result<Vec<usize>> {
-    let least = split.sinks + split.tail + 1;
+fn given(budgets: &Budgets, heads: &[(usize, usize)], split: Split, chunks: usize) -> Result<Vec<usize>> {
+    let least = split.sinks + split.tail + chunks;
     let length = |&(layer, head): &(usize, usize)| {
         let Some(length) = budgets.length(layer, head) else {
             return Err(Error::option(
@@ -96,12 +133,12 @@ fn given(budgets: &Budgets, heads: &[(usize, usize)], split: Split) -> Result<Ve
 }
 
 /// The same length for all: whole pages, or the whole cache.
-fn uniform(split: Split, page: usize) -> Result<usize> {
+fn uniform(split: Split, page: usize, chunks: usize) -> Result<usize> {
     if split.kept() == split.tokens {
         return Ok(split.tokens);
     }
     let length = split.kept() / page * page;
-    if length <= split.sinks + split.tail {
+    if length < split.sinks + split.tail + chunks {
         return Err(Error::option(
             "--page",
             format!(
@@ -120,24 +157,53 @@ fn least(split: Split) -> usize {
     LEAST.min(split.free.div_ceil(4)).clamp(1, split.zone().max(1))
 }
 
+/// The curves of all chunks, those of a head one after the other, for heads with this split on the mean.
+fn parts<E: Engine>(work: &mut Work<'_, E>, split: Split, options: &Options) -> Result<Vec<Curve>> {
+    let chunks = &work.supply.chunks;
+    let grid = Grid::new(chunks, least(split).div_ceil(chunks.len()));
+    let mut timings = Timings::default();
+    work.in_slices(grid.stage(), &mut timings, |work, problems, _| {
+        curves::of_slice(work, problems, &grid, options)
+    })
+}
+
+/// Free pairs of every head's chunks: a head's length, shared out so that the sum of its chunks' errors is least.
+fn shared(supply: &Supply<'_>, parts: &[Curve], lengths: &[usize]) -> Result<Vec<Vec<usize>>> {
+    let count = supply.chunks.len();
+    let of_head = |(parts, &length): (&[Curve], &usize)| {
+        let lengths = if count == 1 {
+            vec![length]
+        } else {
+            budget::allocate(parts, &vec![1.0; count], Scope::Head, 1, length)?
+        };
+        let chunks = supply.chunks.iter().zip(lengths);
+        Ok(chunks.map(|(chunk, length)| length - chunk.sinks - chunk.tail).collect())
+    };
+    parts.chunks(count).zip(lengths).map(of_head).collect()
+}
+
 /// The paper's rule: a pilot of the whole method at the uniform length, shares by the square root of its loss.
-fn by_pilot<E: Engine>(
-    work: &mut Work<'_, E>,
-    problems: &[Problem],
-    heads: &[(usize, usize)],
-    split: Split,
-    options: &Options,
-) -> Result<Vec<usize>> {
+fn by_pilot<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], options: &Options) -> Result<Vec<usize>> {
     let scope = options.budget;
     let pilot = Options {
         method: Method::Kvsculpt,
         steps: if scope == Scope::Layer { PILOT_STEPS.0 } else { PILOT_STEPS.1 },
         ..options.clone()
     };
+    let (split, count) = (work.supply.split, work.supply.chunks.len());
+    let free = vec![even(split.free, count); heads.len()];
+    let stage = Stage::Fit {
+        free: &free,
+        history: history(&pilot),
+    };
     let mut timings = Timings::default();
-    let fitted = work.fit(&problems.iter().collect::<Vec<_>>(), &pilot, &mut timings)?;
-    let losses: Vec<f64> = fitted.iter().map(|head| head.outcome.result.loss).collect();
-    let (least, zone, fixed) = (least(split), split.zone(), split.sinks + split.tail);
+    let losses = work.in_slices(stage, &mut timings, |work, problems, timings| {
+        let fitted = work.fit(problems, &pilot, timings)?;
+        // A chunk's loss is what it alone does to the head.
+        let loss = |chunks: &[Fitted]| chunks.iter().map(|chunk| chunk.outcome.result.loss).sum::<f64>();
+        Ok(fitted.chunks(count).map(loss).collect())
+    })?;
+    let (least, zone, fixed) = (least(split).max(count), split.zone(), split.sinks + split.tail);
     let allocate = |total: usize| {
         let free = total.saturating_sub(fixed * heads.len());
         let shares = match scope {
@@ -150,7 +216,7 @@ fn by_pilot<E: Engine>(
         Ok(shares.into_iter().map(|free| fixed + free).collect())
     };
     match options.target {
-        Some(Target::Bytes(_)) => within_bytes(work, problems, split, allocate),
+        Some(Target::Bytes(_)) => within_bytes(work.supply, allocate),
         _ => allocate(split.kept() * heads.len()),
     }
 }
@@ -169,24 +235,20 @@ fn by_layer(heads: &[(usize, usize)], losses: &[f64], least: usize, most: usize,
 }
 
 /// Curves of every head, and the lengths that serve the target best by them.
-fn by_curves<E: Engine>(
-    work: &mut Work<'_, E>,
-    problems: &[Problem],
-    heads: &[(usize, usize)],
-    split: Split,
-    request: &Request,
-) -> Result<Plan> {
+fn by_curves<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], request: &Request) -> Result<Plan> {
     let options = &request.options;
+    let supply = work.supply;
     let weights = weights(heads, request)?;
-    let fixed = split.sinks + split.tail;
-    let curves = curves::all(work, problems, least(split), fixed, options)?;
+    let parts = parts(work, supply.split, options)?;
+    let curves = parts.chunks(supply.chunks.len()).map(budget::joined).collect::<Result<Vec<_>>>()?;
     let allocate = |total: usize| budget::allocate(&curves, &weights, options.budget, options.page, total);
     let lengths = match options.target {
         Some(Target::MaxError(error)) => within_error(&curves, &weights, options, error)?,
-        Some(Target::Bytes(_)) => within_bytes(work, problems, split, allocate)?,
-        _ => allocate(split.kept() * problems.len())?,
+        Some(Target::Bytes(_)) => within_bytes(supply, allocate)?,
+        _ => allocate(supply.split.kept() * heads.len())?,
     };
-    Ok(Plan { lengths, curves })
+    let free = shared(supply, &parts, &lengths)?;
+    Ok(Plan { free, curves })
 }
 
 /// The smallest cache whose error by the curves themselves is at most this. Lengths are shared out by the curves' convex hulls,
@@ -209,13 +271,9 @@ fn within_error(curves: &[Curve], weights: &[f64], options: &Options, error: f64
 
 /// The most pairs whose bytes are at most those of the uniform split: found by bisection, for where layers differ in what a pair takes
 /// the bytes of a total depend on where it goes.
-fn within_bytes<E: Engine>(
-    work: &Work<'_, E>,
-    problems: &[Problem],
-    split: Split,
-    allocate: impl Fn(usize) -> Result<Vec<usize>>,
-) -> Result<Vec<usize>> {
-    let bytes: Vec<u64> = problems.iter().map(|problem| work.pair_bytes(problem)).collect();
+fn within_bytes(supply: &Supply<'_>, allocate: impl Fn(usize) -> Result<Vec<usize>>) -> Result<Vec<usize>> {
+    let split = supply.split;
+    let bytes: Vec<u64> = (0..supply.places.len()).map(|head| supply.pair_bytes(head)).collect();
     let budget: u64 = bytes.iter().map(|bytes| bytes * split.kept() as u64).sum();
     let spent = |lengths: &[usize]| -> u64 { lengths.iter().zip(&bytes).map(|(&length, bytes)| length as u64 * bytes).sum() };
     let pair = bytes.iter().copied().min().unwrap_or(1).max(1);

@@ -1,8 +1,9 @@
-//! One head's problem, cut out of its layer.
+//! One head's problem, or one chunk's of it.
 
 use std::sync::Arc;
 
 use super::bias;
+use super::chunks::Part;
 use super::rows::{Rows, rows};
 use crate::batch::Shape;
 use crate::cache::{Capture, Layer};
@@ -10,7 +11,7 @@ use crate::engine::Dims;
 use crate::error::{Error, Result};
 use crate::options::{Options, Split};
 
-/// One KV head: its cache, its rows, how its pairs are divided.
+/// One KV head, or a chunk of its cache: its pairs, its rows, how its pairs are divided.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     pub(crate) layer: usize,
@@ -25,67 +26,59 @@ pub(crate) struct Problem {
     /// The most free pairs that values are ever solved for; `None`: all.
     pub(crate) solved: Option<usize>,
     /// `[tokens, key_dim]`, after RoPE.
-    pub(crate) keys: Arc<[f32]>,
+    pub(crate) keys: Vec<f32>,
     /// `[tokens, value_dim]`.
-    pub(crate) values: Arc<[f32]>,
-    pub(crate) rows: Rows,
+    pub(crate) values: Vec<f32>,
+    /// Those of the head, which its chunks share.
+    pub(crate) rows: Arc<Rows>,
+    /// What a chunk knows of the other chunks; `None` where the head is not cut.
+    pub(crate) part: Option<Part>,
+}
+
+/// How a head is to be made into problems.
+#[derive(Clone, Debug)]
+pub(crate) struct Cut<'a> {
+    /// The head as a whole.
+    pub(crate) split: Split,
+    /// Its chunks, in order.
+    pub(crate) chunks: &'a [Split],
+    /// For error curves: the most pairs that values are solved for, and about how many training rows there are to be.
+    pub(crate) sampled: Option<(usize, usize)>,
 }
 
 impl Problem {
-    /// Head `head` of a layer, with its rows drawn and turned.
-    pub(crate) fn new(capture: &Capture, layer: &Layer, head: usize, split: Split, options: &Options) -> Result<Self> {
-        let keys = layer.tokens * layer.dim;
-        let values = layer.tokens * layer.value_dim;
-        let mut rows = rows(capture, layer, head, split, options)?;
+    /// The chunks of one head, its rows drawn and turned; they do not know of each other yet (see
+    /// [`introduce`](super::chunks::introduce)). `layer` has this KV head only.
+    pub(crate) fn of_head(capture: &Capture, layer: &Layer, head: usize, cut: &Cut<'_>, options: &Options) -> Result<Vec<Self>> {
+        let mut rows = rows(capture, layer, cut.split, options)?;
         let constant = options.has_bias().then(|| bias::widen_rows(&mut rows, layer.dim));
-        Ok(Self {
-            layer: layer.index,
-            head,
-            dims: Dims {
-                dim: count(layer.dim + if options.has_bias() { bias::CHANNELS } else { 0 })?,
-                value_dim: count(layer.value_dim)?,
-            },
-            key_dim: layer.dim,
-            constant,
-            split,
-            solved: None,
-            keys: layer.key[head * keys..(head + 1) * keys].into(),
-            values: layer.value[head * values..(head + 1) * values].into(),
-            rows,
-        })
-    }
-
-    /// The same head with `free` free pairs, values solved for at most `solved` of them, and at most about `most` of its training
-    /// rows, for its error curve. Without validation rows every fourth of those is held out.
-    pub(crate) fn sampled(&self, free: usize, solved: usize, most: usize) -> Self {
-        let dim = self.dims.dim as usize;
-        let count = self.rows.training.len() / dim;
-        let stride = count.div_ceil(most.max(1)).max(1);
-        let mut rows = Rows {
-            validation: self.rows.validation.clone(),
-            ..Rows::default()
+        let dims = Dims {
+            dim: counted(layer.dim + if options.has_bias() { bias::CHANNELS } else { 0 })?,
+            value_dim: counted(layer.value_dim)?,
         };
-        let holds_out = rows.validation.is_empty() && count / stride >= 4;
-        for (place, row) in self.rows.training.chunks_exact(dim).step_by(stride).enumerate() {
-            let target = if holds_out && place % 4 == 2 {
-                &mut rows.validation
-            } else {
-                &mut rows.training
-            };
-            target.extend_from_slice(row);
+        if let Some((_, most)) = cut.sampled {
+            rows = rows.sampled(dims.dim as usize, most);
         }
-        Self {
-            layer: self.layer,
-            head: self.head,
-            dims: self.dims,
-            key_dim: self.key_dim,
-            constant: self.constant,
-            split: Split { free, ..self.split },
-            solved: Some(solved),
-            keys: Arc::clone(&self.keys),
-            values: Arc::clone(&self.values),
-            rows,
-        }
+        let rows = Arc::new(rows);
+        let mut first = 0;
+        let chunk = |split: &Split| {
+            let tokens = first..first + split.tokens;
+            first = tokens.end;
+            Self {
+                layer: layer.index,
+                head,
+                dims,
+                key_dim: layer.dim,
+                constant,
+                split: *split,
+                solved: cut.sampled.map(|(solved, _)| solved.min(split.free)),
+                keys: layer.key[tokens.start * layer.dim..tokens.end * layer.dim].to_vec(),
+                values: layer.value[tokens.start * layer.value_dim..tokens.end * layer.value_dim].to_vec(),
+                rows: Arc::clone(&rows),
+                part: None,
+            }
+        };
+        Ok(cut.chunks.iter().map(chunk).collect())
     }
 
     /// Whether the head keeps every pair it has.
@@ -103,13 +96,13 @@ impl Problem {
         let dim = self.dims.dim as usize;
         Ok(Shape {
             dims: self.dims,
-            tokens: count(self.split.tokens)?,
-            fixed: count(self.split.sinks + self.split.tail)?,
-            free: count(self.split.free)?,
-            solved: count(self.solved.unwrap_or(self.split.free))?,
-            training: count(self.rows.training.len() / dim)?,
-            validation: count(self.rows.validation.len() / dim)?,
-            probe: count(self.rows.probe.len() / dim)?,
+            tokens: counted(self.split.tokens)?,
+            fixed: counted(self.split.sinks + self.split.tail)?,
+            free: counted(self.split.free)?,
+            solved: counted(self.solved.unwrap_or(self.split.free))?,
+            training: counted(self.rows.training.len() / dim)?,
+            validation: counted(self.rows.validation.len() / dim)?,
+            probe: counted(self.rows.probe.len() / dim)?,
         })
     }
 
@@ -121,10 +114,11 @@ impl Problem {
         }
     }
 
-    /// Appends the sinks' and the tail's part of an array of `width` floats a pair.
-    pub(crate) fn fixed_pairs(&self, pairs: &[f32], width: usize, target: &mut Vec<f32>) {
-        target.extend_from_slice(&pairs[..self.split.sinks * width]);
-        target.extend_from_slice(&pairs[(self.split.tokens - self.split.tail) * width..]);
+    /// All keys of a student as the engine sees them: sinks, the given free ones, tail.
+    pub(crate) fn assemble_wide(&self, free: &[f32], target: &mut Vec<f32>) {
+        self.push_keys(&self.keys[..self.split.sinks * self.key_dim], target);
+        target.extend_from_slice(free);
+        self.push_keys(&self.keys[(self.split.tokens - self.split.tail) * self.key_dim..], target);
     }
 
     /// A whole head of an array of `width` floats a pair: sinks, the given free pairs, tail.
@@ -135,6 +129,6 @@ impl Problem {
     }
 }
 
-fn count(number: usize) -> Result<u32> {
+fn counted(number: usize) -> Result<u32> {
     u32::try_from(number).map_err(|_| Error::shape("capture", format!("{number} is more than 32 bits count")))
 }

@@ -1,6 +1,6 @@
 //! Which query rows a head is fitted to, and which are held out.
 
-use crate::cache::{Capture, Layer, Queries};
+use crate::cache::{Capture, Layer, LayerShape, Queries};
 use crate::error::{Error, Result};
 use crate::options::{Options, Split};
 
@@ -22,14 +22,66 @@ struct Draw {
     position: usize,
 }
 
-/// Rows of KV head `head` of a layer.
-pub(crate) fn rows(capture: &Capture, layer: &Layer, head: usize, split: Split, options: &Options) -> Result<Rows> {
-    let group = layer.query_heads / layer.kv_heads;
-    let heads = head * group..(head + 1) * group;
-    let probe = layer.probe_query.as_ref().map_or_else(Vec::new, |queries| {
-        let length = queries.rows * layer.dim;
-        queries.data[heads.start * length..heads.end * length].to_vec()
-    });
+impl Rows {
+    /// At most about `most` of the training rows, for an error curve. Without validation rows every fourth of those is held out;
+    /// probe rows are left out.
+    pub(crate) fn sampled(&self, dim: usize, most: usize) -> Self {
+        let count = self.training.len() / dim;
+        let stride = stride(count, most);
+        let mut rows = Self {
+            validation: self.validation.clone(),
+            ..Self::default()
+        };
+        rows.training.reserve_exact(count.div_ceil(stride) * dim);
+        let holds_out = rows.validation.is_empty() && count / stride >= 4;
+        for (place, row) in self.training.chunks_exact(dim).step_by(stride).enumerate() {
+            let target = if holds_out && place % 4 == 2 {
+                &mut rows.validation
+            } else {
+                &mut rows.training
+            };
+            target.extend_from_slice(row);
+        }
+        rows
+    }
+}
+
+/// Every how many-th of `count` rows is taken where `most` are wanted.
+fn stride(count: usize, most: usize) -> usize {
+    count.div_ceil(most.max(1)).max(1)
+}
+
+/// How many rows of each kind [`rows`] gives for a head of such a layer: training, validation, probe; where `sampled` is given, after
+/// [`Rows::sampled`] with it.
+pub(crate) fn counts(shape: &LayerShape, next_position: usize, split: Split, options: &Options, sampled: Option<usize>) -> [usize; 3] {
+    let group = shape.query_heads / shape.kv_heads;
+    let (training, validation) = match shape.reference_rows {
+        Some(rows) => {
+            let held = if holds_out(rows, options) { (rows + 3) / 8 } else { 0 };
+            (rows - held, held)
+        }
+        None => {
+            let (training, validation) = draws(split.tokens, next_position, split, options);
+            (training.len(), validation.len())
+        }
+    };
+    let (training, validation) = (group * training, group * validation);
+    let Some(most) = sampled else {
+        return [training, validation, group * shape.probe_rows.unwrap_or(0)];
+    };
+    let stride = stride(training, most);
+    let taken = training.div_ceil(stride);
+    if validation == 0 && training / stride >= 4 {
+        let held = (taken + 1) / 4;
+        return [taken - held, held, 0];
+    }
+    [taken, validation, 0]
+}
+
+/// Rows of a layer of one KV head; `split` is that of the whole head.
+pub(crate) fn rows(capture: &Capture, layer: &Layer, split: Split, options: &Options) -> Result<Rows> {
+    let heads = 0..layer.query_heads;
+    let probe = layer.probe_query.as_ref().map_or_else(Vec::new, |queries| queries.data.clone());
     let mut rows = Rows { probe, ..Rows::default() };
     if let Some(queries) = &layer.reference_query {
         split_given(queries, layer.dim, heads, options, &mut rows);
@@ -42,6 +94,8 @@ pub(crate) fn rows(capture: &Capture, layer: &Layer, head: usize, split: Split, 
         ));
     };
     let (training, validation) = draws(layer.tokens, capture.next_position, split, options);
+    rows.training.reserve_exact(heads.len() * training.len() * layer.dim);
+    rows.validation.reserve_exact(heads.len() * validation.len() * layer.dim);
     for query_head in heads {
         let all = &queries.data[query_head * layer.tokens * layer.dim..(query_head + 1) * layer.tokens * layer.dim];
         for (draws, rows) in [(&training, &mut rows.training), (&validation, &mut rows.validation)] {
@@ -55,27 +109,18 @@ pub(crate) fn rows(capture: &Capture, layer: &Layer, head: usize, split: Split, 
     Ok(rows)
 }
 
-/// Training and validation rows a query head, without reading any; `given` are the user's own, where there are some.
-pub(crate) fn counts(given: Option<usize>, tokens: usize, next_position: usize, split: Split, options: &Options) -> (usize, usize) {
-    if let Some(rows) = given {
-        let held = (0..rows).filter(|&number| is_held_out(number, rows, options)).count();
-        return (rows - held, held);
-    }
-    let (training, validation) = draws(tokens, next_position, split, options);
-    (training.len(), validation.len())
-}
-
-/// Whether the user's row of this number, of so many, is held out.
-fn is_held_out(number: usize, rows: usize, options: &Options) -> bool {
-    options.validation_rows > 0 && rows >= 8 && number % 8 == 4
+/// Whether any of the user's own rows are held out.
+fn holds_out(rows: usize, options: &Options) -> bool {
+    options.validation_rows > 0 && rows >= 8
 }
 
 /// The user's own rows; every eighth is held out where anything is to be.
 fn split_given(queries: &Queries, dim: usize, heads: std::ops::Range<usize>, options: &Options, rows: &mut Rows) {
+    let holds_out = holds_out(queries.rows, options);
     for query_head in heads {
         let all = &queries.data[query_head * queries.rows * dim..(query_head + 1) * queries.rows * dim];
         for (number, row) in all.chunks_exact(dim).enumerate() {
-            let target = if is_held_out(number, queries.rows, options) {
+            let target = if holds_out && number % 8 == 4 {
                 &mut rows.validation
             } else {
                 &mut rows.training

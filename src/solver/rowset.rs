@@ -1,11 +1,14 @@
 //! One kind of rows (training, validation or probe) of all heads of a batch, with what their teacher says and what the
 //! pairs that never change contribute.
 
+use super::chunks::Part;
 use super::problem::Problem;
+use super::rows::Rows;
 use super::{Errors, merged_sums};
 use crate::batch::{Shape, layout};
 use crate::engine::{Dims, Engine, Head};
 use crate::error::Result;
+use crate::options::Split;
 use crate::reference::merged::Sums;
 
 /// Which rows of a problem.
@@ -17,11 +20,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) fn of(self, problem: &Problem) -> &[f32] {
+    /// All of them, in the order in which they stand where they are together.
+    pub(crate) const ALL: [Self; 3] = [Self::Training, Self::Validation, Self::Probe];
+
+    pub(crate) fn rows(self, rows: &Rows) -> &[f32] {
         match self {
-            Self::Training => &problem.rows.training,
-            Self::Validation => &problem.rows.validation,
-            Self::Probe => &problem.rows.probe,
+            Self::Training => &rows.training,
+            Self::Validation => &rows.validation,
+            Self::Probe => &rows.probe,
         }
     }
 
@@ -45,20 +51,27 @@ pub(crate) struct FullCache<E: Engine> {
 
 impl<E: Engine> FullCache<E> {
     pub(crate) fn upload(engine: &mut E, problems: &[&Problem], dims: Dims) -> Result<Self> {
-        let (mut keys, mut values, mut fixed_keys, mut fixed_values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for problem in problems {
-            problem.push_keys(&problem.keys, &mut keys);
-            values.extend_from_slice(&problem.values);
-            let mut fixed = Vec::new();
-            problem.fixed_pairs(&problem.keys, problem.key_dim, &mut fixed);
-            problem.push_keys(&fixed, &mut fixed_keys);
-            problem.fixed_pairs(&problem.values, dims.value_dim as usize, &mut fixed_values);
-        }
+        let value_dim = dims.value_dim as usize;
+        // One after the other, so that the host holds a copy of one array at a time.
+        let mut gathered = |label, count: fn(&Split) -> usize, width: usize, gather: &dyn Fn(&Problem, &mut Vec<f32>)| {
+            let pairs: usize = problems.iter().map(|problem| count(&problem.split)).sum();
+            let mut data = Vec::with_capacity(pairs * width);
+            problems.iter().for_each(|problem| gather(problem, &mut data));
+            engine.upload_compact(label, &data)
+        };
+        let fixed = |split: &Split| split.sinks + split.tail;
+        let dim = dims.dim as usize;
         Ok(Self {
-            keys: engine.upload_compact("keys", &keys)?,
-            values: engine.upload_compact("values", &values)?,
-            fixed_keys: engine.upload_compact("fixed keys", &fixed_keys)?,
-            fixed_values: engine.upload_compact("fixed values", &fixed_values)?,
+            keys: gathered("keys", |split| split.tokens, dim, &|problem, data| {
+                problem.push_keys(&problem.keys, data)
+            })?,
+            values: gathered("values", |split| split.tokens, value_dim, &|problem, data| {
+                data.extend_from_slice(&problem.values);
+            })?,
+            fixed_keys: gathered("fixed keys", fixed, dim, &|problem, data| problem.assemble_wide(&[], data))?,
+            fixed_values: gathered("fixed values", fixed, value_dim, &|problem, data| {
+                problem.assemble(&problem.values, &[], value_dim, data);
+            })?,
         })
     }
 }
@@ -103,15 +116,40 @@ impl<E: Engine> RowSet<E> {
         if heads.is_empty() {
             return Ok(None);
         }
-        let queries: Vec<f32> = problems.iter().flat_map(|problem| kind.of(problem)).copied().collect();
+        let queries = joined(problems.iter().map(|problem| kind.rows(&problem.rows)));
         let floats = queries.len() / dims.dim as usize * dims.state_row() as usize;
         let queries = engine.upload("queries", &queries)?;
-        let mut teacher = engine.zeros("teacher", floats)?;
+        // Where heads are cut into chunks, the others' state is in both teacher and student.
+        let parts = |state: for<'a> fn(&'a Part, &Rows, Kind, Dims) -> &'a [f32]| -> Vec<f32> {
+            let chunks = problems.iter().filter_map(|problem| Some((problem.part.as_ref()?, &problem.rows)));
+            joined(chunks.map(|(part, rows)| state(part, rows, kind, dims)))
+        };
+        let is_cut = problems.iter().any(|problem| problem.part.is_some());
+        let teacher = if is_cut {
+            engine.upload("teacher", &parts(Part::teacher))?
+        } else {
+            let mut teacher = engine.zeros("teacher", floats)?;
+            let table = engine.table(dims, &with_rows(|shape| shape.tokens))?;
+            engine.attention(&table, &queries, &cache.keys, &cache.values, None, scale, &mut teacher)?;
+            teacher
+        };
+        let others = if is_cut {
+            Some(engine.upload("others", &parts(Part::others))?)
+        } else {
+            None
+        };
         let mut base = engine.zeros("base", floats)?;
-        let table = engine.table(dims, &with_rows(|shape| shape.tokens))?;
-        engine.attention(&table, &queries, &cache.keys, &cache.values, None, scale, &mut teacher)?;
         let table = engine.table(dims, &with_rows(|shape| shape.fixed))?;
-        engine.attention(&table, &queries, &cache.fixed_keys, &cache.fixed_values, None, scale, &mut base)?;
+        engine.attention(
+            &table,
+            &queries,
+            &cache.fixed_keys,
+            &cache.fixed_values,
+            others.as_ref(),
+            scale,
+            &mut base,
+        )?;
+        drop(others);
         let state = engine.zeros("state", floats)?;
         let table = engine.table(dims, &heads)?;
         Ok(Some(Self {
@@ -163,6 +201,13 @@ impl<E: Engine> RowSet<E> {
         self.teacher_read = Some(teacher);
         Ok(sums)
     }
+}
+
+/// All parts one after the other, in no more memory than they take.
+pub(super) fn joined<'a>(parts: impl Iterator<Item = &'a [f32]> + Clone) -> Vec<f32> {
+    let mut all = Vec::with_capacity(parts.clone().map(<[f32]>::len).sum());
+    parts.for_each(|part| all.extend_from_slice(part));
+    all
 }
 
 /// Errors of these students on one kind of rows, for every head; `None` where there are no such rows.

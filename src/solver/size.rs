@@ -90,6 +90,7 @@ pub(super) fn largest_header(capture: &Capture, layers: &[usize], request: &Requ
             result: judged,
             select: judged,
             select_fit: Some(judged),
+            chunks: capture.tokens,
             iterations: u32::MAX,
             evaluations: u32::MAX,
             stop: Stop::NotOptimised,

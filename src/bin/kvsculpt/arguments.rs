@@ -237,6 +237,11 @@ struct FinerArguments {
     refit_every: Option<u32>,
     #[arg(long, value_name = "LENGTH", help = with_presets("First trial length of a line search", |options| options.learning_rate.to_string()))]
     learning_rate: Option<f64>,
+    #[arg(long, value_name = "TOKENS", help = with_presets(
+        "Cut caches whose zone is longer than one and a half times this into chunks of about so many tokens; 0: never",
+        |options| options.chunk.to_string(),
+    ))]
+    chunk: Option<usize>,
     #[arg(long, value_name = "ROWS", help = with_presets(
         "Training rows of a head that its error curve is made from",
         |options| options.curve_rows.to_string(),
@@ -312,6 +317,7 @@ impl FinerArguments {
         replace(&mut options.iterations, self.iterations);
         replace(&mut options.refit_every, self.refit_every);
         replace(&mut options.learning_rate, self.learning_rate);
+        replace(&mut options.chunk, self.chunk);
         replace(&mut options.curve_rows, self.curve_rows);
         replace(&mut options.bias_ridge, self.bias_ridge);
     }

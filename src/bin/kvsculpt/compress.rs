@@ -45,8 +45,8 @@ pub(crate) struct Arguments {
     options: OptionArguments,
     #[command(flatten)]
     engine: EngineArguments,
-    /// The most memory that the arrays of heads worked on together may use, e.g. 2GiB [default: as much as the
-    /// device's largest array, and at least 1GiB]
+    /// The most memory, on host and device together, that the work may use beside the short cache, e.g. 4GiB [default: heads of 1GiB
+    /// are read at once; what is worked on at once takes as much as the device's largest array, and at least 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Machine")]
     memory: Option<u64>,
 }

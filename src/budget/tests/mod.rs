@@ -1,6 +1,7 @@
 mod allocate;
 mod file;
 mod hull;
+mod joined;
 mod picture;
 mod published;
 mod target;

@@ -1,0 +1,124 @@
+//! Memory stays within what a request allows, as the allocator itself counts it, and slices do not change the result.
+
+#![cfg(feature = "cpu")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+
+use kvsculpt::Error;
+use kvsculpt::cache::{Capture, Context, Dtype, Layer, Pairing, Queries};
+use kvsculpt::cpu::CpuEngine;
+use kvsculpt::options::{Options, Tail};
+use kvsculpt::solver::{Compression, Request, compress};
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+const TOKENS: usize = 1024;
+const DIM: usize = 32;
+const LAYERS: usize = 6;
+const HEADS: usize = 2;
+const GROUP: usize = 2;
+
+/// A file, so that the capture itself is not in memory.
+fn capture(folder: &std::path::Path) -> Capture {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut numbers = |count: usize, size: f32| -> Vec<f32> { (0..count).map(|_| size * (2.0 * random.f32() - 1.0)).collect() };
+    let mut layer = |index: usize| Layer {
+        index,
+        kv_heads: HEADS,
+        query_heads: HEADS * GROUP,
+        tokens: TOKENS,
+        dim: DIM,
+        value_dim: DIM,
+        dtype: Dtype::F32,
+        key: numbers(HEADS * TOKENS * DIM, 2.0),
+        value: numbers(HEADS * TOKENS * DIM, 1.0),
+        query: Some(Queries {
+            rows: TOKENS,
+            data: numbers(HEADS * GROUP * TOKENS * DIM, 1.0 + index as f32),
+        }),
+        reference_query: None,
+        probe_query: Some(Queries {
+            rows: 64,
+            data: numbers(HEADS * GROUP * 64 * DIM, 2.0),
+        }),
+    };
+    let layers = (0..LAYERS).map(&mut layer).collect();
+    let context = Context {
+        tokens: TOKENS,
+        next_position: TOKENS,
+        scale: 1.0 / (DIM as f64).sqrt(),
+        rope_theta: 10_000.0,
+        rope_dim: DIM,
+        pairing: Pairing::Half,
+        rope_scaling: None,
+        metadata: BTreeMap::new(),
+    };
+    let path = folder.join("capture.safetensors");
+    Capture::from_layers("random", context, layers)
+        .unwrap()
+        .write(&path, Dtype::F32)
+        .unwrap();
+    Capture::open(&path).unwrap()
+}
+
+/// The result, and the bytes that were in use at most beside what was there before and the short cache.
+fn run(capture: &Capture, request: &Request) -> Result<(Compression, usize), Error> {
+    let mut engine = CpuEngine::new();
+    let before = ALLOCATOR.current_usage();
+    ALLOCATOR.reset_peak_usage();
+    let short = compress(&mut engine, capture, request, &mut ())?;
+    let peak = ALLOCATOR.peak_usage() - before;
+    let kept: usize = short
+        .compressed
+        .layers
+        .iter()
+        .map(|layer| layer.key.len() + layer.value.len())
+        .sum();
+    Ok((short, peak - 4 * kept))
+}
+
+// The only test in this file: the allocator counts what all threads use.
+#[test]
+fn memory_stays_within_the_budget_and_the_result_does_not_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let capture = capture(folder.path());
+    for (chunk, bias) in [(0, true), (256, false)] {
+        let mut options = Options::default();
+        (options.keep, options.steps, options.tail, options.chunk, options.bias) = (0.25, 1, Tail::Pairs(64), chunk, bias);
+        let mut request = Request {
+            options,
+            ..Request::default()
+        };
+        let (together, free) = run(&capture, &request).unwrap();
+        let mut memory = 1 << 20;
+        let least = loop {
+            request.memory = Some(memory);
+            match run(&capture, &request) {
+                // Once more, now that the matrix products' library has what it keeps for each thread.
+                Ok(_) => break run(&capture, &request).unwrap(),
+                Err(Error::OutOfMemory { bytes, available, .. }) => {
+                    assert_eq!(available, memory);
+                    assert!(bytes > memory, "the least that would do is more than there was");
+                    memory = bytes;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let some = 2 * memory;
+        request.memory = Some(some);
+        let more = run(&capture, &request).unwrap();
+        println!(
+            "chunk {chunk}: {free} bytes without a bound; {} of {memory}; {} of {some}",
+            least.1, more.1
+        );
+        for ((short, peak), memory) in [(least, memory), (more, some)] {
+            assert_eq!(short.compressed, together.compressed);
+            assert_eq!(short.outcomes, together.outcomes);
+            assert!(peak as u64 <= memory, "chunk {chunk}: {peak} bytes of {memory}");
+            assert!(peak < free / 2, "chunk {chunk}: {peak} bytes, {free} without a bound");
+        }
+    }
+}
