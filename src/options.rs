@@ -140,8 +140,9 @@ pub enum Target {
     Tokens(usize),
     /// A file of at most so many bytes. What its header may need is set aside, so the file is a little smaller.
     Bytes(u64),
-    /// The smallest cache whose mean merged error on validation rows, as the error curves have it, is at most this; heads weigh what
-    /// the request's weights say. Of `Tail::Auto` the tail is an eighth of the cache then, at most 64 pairs.
+    /// The smallest cache found whose mean merged error on validation rows is at most this, once it is finished; heads weigh what the
+    /// request's weights say. Fitted up to four times, each by what the error curves say of the time before, rarely oftener; without validation rows once,
+    /// by the curves alone. Of `Tail::Auto` the tail is an eighth of the cache then, at most 64 pairs.
     MaxError(f64),
 }
 

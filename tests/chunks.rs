@@ -216,7 +216,7 @@ fn totals_are_those_asked_for_whatever_decides_lengths() {
         }
     }
     let short = run(&capture, &request(|options| options.target = Some(Target::MaxError(0.05))));
-    let errors = short.curves.iter().zip(lengths(&short)).map(|(curve, length)| curve.error(length));
+    let errors = short.outcomes.iter().map(|head| head.result.validation.unwrap().merged);
     assert!(errors.sum::<f64>() / 4.0 <= 0.05);
     assert_eq!(short.curves.len(), 4);
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::batches::{Work, history};
+use super::bound::fit_within;
 use super::fit::{Fitted, timed};
 use super::plan::{self, plan};
 use super::problem::Problem;
@@ -13,7 +14,7 @@ use crate::budget::Budgets;
 use crate::cache::{Capture, Compressed, CompressedLayer};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::options::{Options, Split};
+use crate::options::{Options, Split, Target};
 
 /// Fails now as [`compress`] would for this capture, so that nothing is done in vain; what needs the heads' numbers is left to it.
 /// Returns how a head's pairs are divided where all lengths are the same.
@@ -73,15 +74,19 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
         slice: Slice { heads: 0..0, bytes: 0 },
     };
     let started = Instant::now();
-    let plan = plan(&mut work, request)?;
+    let mut plan = plan(&mut work, request)?;
     timings.budgets = started.elapsed().as_secs_f64();
-    let free: usize = plan.free.iter().flatten().sum();
-    split.free = free / heads;
 
     let begin = if measures { PLANNING } else { 0.0 };
     work.stage = (begin, 1.0 - begin);
     work.planning = false;
-    let (layers, outcomes) = fit(&mut work, capture, request, &plan.free, &mut timings)?;
+    let (layers, outcomes) = match options.target {
+        Some(Target::MaxError(bound)) if request.budgets.is_none() => {
+            fit_within(&mut work, capture, request, &mut plan, bound, &mut timings)?
+        }
+        _ => fit(&mut work, capture, request, &plan.free, &mut timings)?,
+    };
+    split.free = plan.free.iter().flatten().sum::<usize>() / heads;
     work.observer.progress(heads, heads, 1.0);
     let source_bytes = supply.places.iter().map(|place| {
         let shape = place.shape;
@@ -101,7 +106,7 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
 }
 
 /// Fits all heads, whose chunks have these free pairs; each that is done goes into its layer.
-fn fit<E: Engine>(
+pub(super) fn fit<E: Engine>(
     work: &mut Work<'_, E>,
     capture: &Capture,
     request: &Request,

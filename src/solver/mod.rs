@@ -3,6 +3,7 @@
 mod assembled;
 mod batches;
 mod bias;
+mod bound;
 mod candidates;
 mod chunks;
 mod compress;

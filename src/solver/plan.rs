@@ -25,6 +25,27 @@ pub(super) struct Plan {
     pub(super) free: Vec<Vec<usize>>,
     /// The error curves of heads, where lengths were decided by them.
     pub(super) curves: Vec<Curve>,
+    /// Those of their chunks, and what each head's error weighs.
+    parts: Vec<Curve>,
+    pub(super) weights: Vec<f64>,
+}
+
+impl Plan {
+    /// Lengths that measure nothing.
+    fn of(free: Vec<Vec<usize>>) -> Self {
+        Self {
+            free,
+            curves: Vec::new(),
+            parts: Vec::new(),
+            weights: Vec::new(),
+        }
+    }
+
+    /// The free pairs of the smallest cache whose error by the curves is at most this.
+    pub(super) fn within(&self, supply: &Supply<'_>, options: &Options, error: f64) -> Result<Vec<Vec<usize>>> {
+        let lengths = within_error(&self.curves, &self.weights, options, error)?;
+        shared(supply, &self.parts, &lengths)
+    }
 }
 
 /// Whether anything has to be measured before lengths are known: those of heads, or how their chunks share them.
@@ -55,18 +76,13 @@ pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, request: &Request) -> Resu
                     ..split
                 };
                 let parts = parts(work, split, options)?;
-                let free = shared(supply, &parts, &lengths)?;
-                let curves = Vec::new();
-                return Ok(Plan { free, curves });
+                return Ok(Plan::of(shared(supply, &parts, &lengths)?));
             }
             lengths
         }
         (Decided::Beforehand, None) => vec![uniform(split, options.page, count)?; heads.len()],
     };
-    Ok(Plan {
-        free: lengths.into_iter().map(|length| even(length - fixed, count)).collect(),
-        curves: Vec::new(),
-    })
+    Ok(Plan::of(lengths.into_iter().map(|length| even(length - fixed, count)).collect()))
 }
 
 /// Refuses what [`plan`] would for these heads of so many chunks, as far as can be told before anything is measured.
@@ -247,8 +263,12 @@ fn by_curves<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], reques
         Some(Target::Bytes(_)) => within_bytes(supply, allocate)?,
         _ => allocate(supply.split.kept() * heads.len())?,
     };
-    let free = shared(supply, &parts, &lengths)?;
-    Ok(Plan { free, curves })
+    Ok(Plan {
+        free: shared(supply, &parts, &lengths)?,
+        curves,
+        parts,
+        weights,
+    })
 }
 
 /// The smallest cache whose error by the curves themselves is at most this. Lengths are shared out by the curves' convex hulls,

@@ -89,7 +89,7 @@ struct TargetArguments {
     /// Write a file of at most this size, e.g. 2MiB
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     bytes: Option<u64>,
-    /// Keep as little as has at most this mean merged error by the error curves, e.g. 0.01
+    /// Keep as little as has at most this mean merged error on the rows held out, e.g. 0.01; fits several times
     #[arg(long, value_name = "ERROR")]
     max_error: Option<f64>,
 }
