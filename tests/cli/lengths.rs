@@ -106,7 +106,17 @@ fn layers_of_several_lengths_are_drawn() {
     assert_eq!(total, 38 * 4);
     assert_ne!(compressed.layers[0].lengths, compressed.layers[1].lengths);
     let (_, picture) = table.split_once("Share of the pairs that each head keeps").expect("a picture");
-    assert!(picture.contains("\nlayer   2 5\nhead 0 |▒▒░░|\nhead 1 |▒▒░░|\n"), "{picture}");
+    // Two characters a layer; below 40 % of the 96 pairs it is the lighter shade, and both are between 20 and 60 %.
+    let shades = compressed
+        .layers
+        .iter()
+        .map(|layer| if layer.lengths[0] * 10 < 4 * 96 { "░░" } else { "▒▒" });
+    let row: String = shades.collect();
+    assert!(row.contains('░') && row.contains('▒'), "{row}");
+    assert!(
+        picture.contains(&format!("\nlayer   2 5\nhead 0 |{row}|\nhead 1 |{row}|\n")),
+        "{picture}"
+    );
 }
 
 #[test]

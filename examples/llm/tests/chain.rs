@@ -210,7 +210,10 @@ fn eval_measures_once_and_remembers() {
     assert_eq!(again.lines().take(2).collect::<Vec<_>>(), first.lines().collect::<Vec<_>>());
     assert_eq!(again.lines().count(), 3);
     let table = run(&["--method", "select"]);
-    assert!(table.contains("| select ") && table.contains("katrine @0"), "{table}");
+    assert!(
+        table.contains(r#"| select, tail: {"pairs":16} |"#) && table.contains("katrine @0"),
+        "{table}"
+    );
 }
 
 #[test]
