@@ -17,7 +17,7 @@
 //!    many pairs it gets of a given total ([`budget`]).
 //! 1. **Rows.** Training queries: the newest at their own positions, and context queries turned to the positions that
 //!    follow. The *teacher*, attention over all N pairs, says what each row should see.
-//! 2. **Seed.** The k pairs that the rows attend to most, the first few (*sinks*) and the newest (*tail*) kept as they are.
+//! 2. **Seed.** The k pairs whose loss the outputs would feel most, the first few (*sinks*) and the newest (*tail*) kept as they are.
 //! 3. **Values.** For fixed keys the best values solve a linear least-squares problem: `(AᵀA + ρI) ΔW = Aᵀ(Y − Ŷ)`.
 //! 4. **Keys.** For fixed values, L-BFGS on `(‖Ŷ − Y‖² + λ‖l̂ − l‖²) / n`, every head with its own line search.
 //!    Where the cache's user can add one, a bias on each free pair's logit is fitted to the mass and refined with the keys.

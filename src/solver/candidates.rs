@@ -23,7 +23,7 @@ const RIDGE_FACTORS: [f32; 3] = [0.1, 0.3, 4.0];
 pub(crate) enum Order {
     /// As in the cache.
     Position,
-    /// The most attended first, so that every beginning of the pairs is a seed of its own.
+    /// The highest rank first, so that every beginning of the pairs is a seed of its own.
     Rank,
 }
 

@@ -28,7 +28,7 @@ use kvsculpt::machine::Machine;
 /// The model reads the beginning of each text. Then, layer by layer and head by head, that piece of the cache alone is replaced by
 /// a short one, and the text that follows is read again: KL(full ‖ this) in nats, beside the merged error of the piece's attention
 /// on the queries of that text. The short one is the default preset's selection: the first 4 pairs, the last ones up to a quarter of
-/// what is kept (at most 256), and between them those of highest attention. The quotient of the two, the sensitivity, is written to
+/// what is kept (at most 256), and between them those that rank highest. The quotient of the two, the sensitivity, is written to
 /// a file (JSON), by which pairs can be given to the layers and heads that need them.
 #[derive(Debug, Args)]
 pub struct Arguments {

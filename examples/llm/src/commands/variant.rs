@@ -26,7 +26,7 @@ pub enum MethodKind {
     Full,
     /// Pairs drawn at random: the floor
     Random,
-    /// The pairs of highest summed attention, as they are
+    /// The pairs that rank highest, as they are
     Select,
     /// The same keys with values solved by least squares
     SelectFit,
