@@ -13,6 +13,7 @@ mod devices;
 mod doctor;
 mod dry_run;
 mod engine;
+mod finer;
 mod generate;
 mod html;
 mod inspect;
