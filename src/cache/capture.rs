@@ -257,6 +257,18 @@ impl Capture {
         output.finish()
     }
 
+    /// How all arrays are stored, queries too; F32, which holds any, where they differ.
+    pub(crate) fn dtype(&self) -> Result<Dtype> {
+        let mut found = None;
+        for (index, kind, _) in self.arrays() {
+            let dtype = self.container.dtype(&name(index, kind))?;
+            if *found.get_or_insert(dtype) != dtype {
+                return Ok(Dtype::F32);
+            }
+        }
+        Ok(found.unwrap_or(Dtype::F32))
+    }
+
     /// Layer, kind and shape of every array, in the order they are written in.
     fn arrays(&self) -> impl Iterator<Item = (usize, &'static str, [usize; 3])> {
         self.shapes.iter().flat_map(|(&index, shape)| {

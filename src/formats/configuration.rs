@@ -50,17 +50,19 @@ impl Known {
 }
 
 fn rope(object: &Map<String, Value>, heads: Option<usize>, path: &Path) -> Result<Option<RopeFacts>> {
-    let by_layer = |key: &&str| object.get(*key).is_some_and(|value| !value.is_null());
+    // `null` says as little as an absence.
+    let given = |key: &str| object.get(key).filter(|value| !value.is_null());
+    let by_layer = |key: &&str| given(key).is_some();
     if BY_LAYER.iter().any(by_layer) {
         return Ok(None);
     }
-    let parts = object.get("rope_parameters").or_else(|| object.get("rope_scaling"));
+    let parts = given("rope_parameters").or_else(|| given("rope_scaling"));
     let parts = parts.and_then(Value::as_object);
     // One object a kind of layer.
     if parts.is_some_and(|parts| parts.values().any(Value::is_object)) {
         return Ok(None);
     }
-    let inner = |key: &str| object.get(key).or_else(|| parts?.get(key)).and_then(Value::as_f64);
+    let inner = |key: &str| given(key).or_else(|| parts?.get(key)).and_then(Value::as_f64);
     let width = match (whole(object, "head_dim", path)?, whole(object, "hidden_size", path)?, heads) {
         (Some(dim), _, _) => dim,
         (None, Some(hidden), Some(heads)) if heads > 0 => hidden / heads,
@@ -99,5 +101,20 @@ fn whole(object: &Map<String, Value>, key: &str, path: &Path) -> Result<Option<u
                 )
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_counts_as_absent() {
+        let text = r#"{"head_dim": 8, "rope_theta": null, "partial_rotary_factor": null, "rope_parameters": null,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 0.5}}"#;
+        let value: Value = serde_json::from_str(text).unwrap();
+        let found = rope(value.as_object().unwrap(), None, Path::new("config.json")).unwrap().unwrap();
+        assert_eq!((found.theta, found.dim), (500.0, 4));
+        assert!(found.scaling.is_some_and(|scaling| scaling.contains("linear")));
     }
 }

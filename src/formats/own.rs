@@ -179,7 +179,6 @@ pub(super) fn write_compressed(plan: &Plan<'_>, path: &Path) -> Result<u64> {
     for (number, facts) in plan.layers.iter().enumerate() {
         check_channels(plan, facts)?;
         let pairs = plan.read(number)?;
-        let alike = facts.key_dtype == facts.value_dtype;
         layers.push(CompressedLayer {
             index: facts.index,
             dim: facts.dim,
@@ -188,8 +187,8 @@ pub(super) fn write_compressed(plan: &Plan<'_>, path: &Path) -> Result<u64> {
             key: pairs.key,
             value: pairs.value,
             bias: pairs.bias,
-            // F32 holds either.
-            dtype: if alike { facts.key_dtype } else { Dtype::F32 },
+            // The plan has one for both.
+            dtype: facts.key_dtype,
         });
     }
     let metadata = texts(plan);
@@ -209,8 +208,8 @@ fn check_channels(plan: &Plan<'_>, facts: &LayerFacts) -> Result<()> {
     }
 }
 
-/// Writes a capture again in another dtype; nothing else can become one.
-pub(super) fn write_capture(plan: &Plan<'_>, path: &Path, dtype: Option<Dtype>) -> Result<u64> {
+/// Writes a capture again, all of it in the dtype of the plan's layers; nothing else can become one.
+pub(super) fn write_capture(plan: &Plan<'_>, path: &Path) -> Result<u64> {
     let Some(capture) = plan.cache.source.capture() else {
         return Err(plan.cache.error(format!(
             "is a {} and holds no queries, which a capture needs; `--to compressed` keeps all that is there",
@@ -222,6 +221,5 @@ pub(super) fn write_capture(plan: &Plan<'_>, path: &Path, dtype: Option<Dtype>) 
             .cache
             .error("is a capture, whose queries stand in the frame and pairing that its metadata say; leave out --frame and --pairing"));
     }
-    let stored = plan.cache.layers.first().map_or(Dtype::F32, |layer| layer.key_dtype);
-    capture.write(path, dtype.unwrap_or(stored))
+    capture.write(path, plan.layers.first().map_or(Dtype::F32, |layer| layer.key_dtype))
 }

@@ -70,7 +70,7 @@ impl Cache {
     pub fn write(&self, path: &Path, target: &Target) -> Result<Written> {
         let plan = Plan::new(self, target)?;
         let bytes = match target.format {
-            Format::Capture => own::write_capture(&plan, path, target.dtype)?,
+            Format::Capture => own::write_capture(&plan, path)?,
             Format::Compressed => own::write_compressed(&plan, path)?,
             Format::Mlx(layout) => mlx::write(&plan, path, layout)?,
             Format::HuggingFace => hugging_face::write(&plan, path)?,
@@ -109,11 +109,19 @@ impl<'a> Plan<'a> {
             positions: None,
             turns: Vec::new(),
         };
+        // A capture that is written again has one dtype for everything.
+        let whole = match (target.format, cache.source.capture()) {
+            (Format::Capture, Some(capture)) => Some(capture.dtype()?),
+            _ => None,
+        };
         for facts in &cache.layers {
             let next_position = next_position(cache, facts, target)?;
             plan.turns.push(turn(cache, facts, next_position, pairing)?);
             let dtype = |stored: Dtype| match (target.dtype, target.format, cache.format) {
                 (Some(dtype), _, _) => dtype,
+                (None, Format::Capture, _) => whole.unwrap_or(stored),
+                // F32 holds either of two.
+                (None, Format::Compressed, _) if facts.key_dtype != facts.value_dtype => Dtype::F32,
                 (None, Format::Llama(_), Format::Llama(_)) => stored,
                 (None, Format::Llama(_), _) => Dtype::F16,
                 (None, _, _) => stored,

@@ -92,6 +92,11 @@ fn refusals_have_the_code_of_their_class_and_leave_nothing() {
     let from = "capture.safetensors";
     refused(&convert(&workplace, from, from, &["--to", "compressed"]), 3, &["would be lost"]);
     refused(
+        &convert(&workplace, from, "out", &["--to", "mlx", "--transposed", "on"]),
+        2,
+        &["--transposed", "--to llama"],
+    );
+    refused(
         &convert(&workplace, from, "out", &["--to", "llama"]),
         2,
         &["--pairing", "--architecture"],
@@ -110,4 +115,17 @@ fn refusals_have_the_code_of_their_class_and_leave_nothing() {
     let output = convert(&workplace, from, "out", &["--to", "hugging-face", "--frame", "near"]);
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(workplace.files(), [from]);
+}
+
+#[test]
+fn no_file_that_is_read_is_overwritten() {
+    let workplace = Workplace::new(&capture());
+    for flag in ["--model-config", "--token-ids"] {
+        let path = workplace.path("facts");
+        fs::write(&path, "{}").expect("written");
+        let path = path.to_str().expect("a path of letters");
+        let output = convert(&workplace, "capture.safetensors", "facts", &["--to", "hugging-face", flag, path]);
+        refused(&output, 3, &["facts", "would be lost"]);
+        assert_eq!(fs::read_to_string(path).expect("still there"), "{}");
+    }
 }

@@ -1,9 +1,10 @@
 //! `kvsculpt compare`: two short caches side by side.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kvsculpt::cache::{CacheFile, Capture, Compressed};
-use kvsculpt::solver::{Decided, Errors, Worth};
+use kvsculpt::solver::{Decided, Errors, Outcome, Worth};
 use kvsculpt::{Error, Result};
 use serde::Serialize;
 
@@ -159,13 +160,17 @@ fn reported(file: &CacheFile) -> Vec<Worth> {
     let Some(cache) = short(file) else {
         return Vec::new();
     };
-    let outcomes = Made::of(cache).heads;
+    let outcomes: BTreeMap<(usize, usize), Outcome> = Made::of(cache)
+        .heads
+        .into_iter()
+        .map(|outcome| ((outcome.layer, outcome.head), outcome))
+        .collect();
     let heads = cache
         .layers
         .iter()
         .flat_map(|layer| layer.lengths.iter().enumerate().map(move |(head, &kept)| (layer.index, head, kept)));
     let worth = heads.map(|(layer, head, kept)| {
-        let outcome = outcomes.iter().find(|outcome| (outcome.layer, outcome.head) == (layer, head));
+        let outcome = outcomes.get(&(layer, head));
         let mut worth = Worth::new(layer, head, kept);
         worth.validation = outcome.and_then(|outcome| outcome.result.validation);
         worth.probe = outcome.and_then(|outcome| outcome.result.probe);
@@ -177,7 +182,8 @@ fn reported(file: &CacheFile) -> Vec<Worth> {
 impl Comparison {
     fn new(paths: [&Path; 2], files: &[CacheFile; 2], found: [Vec<Worth>; 2], judged: bool) -> Result<Self> {
         let [a, b] = &found;
-        let twin = |one: &Worth| b.iter().find(|other| (other.layer, other.head) == (one.layer, one.head)).copied();
+        let twins: BTreeMap<(usize, usize), Worth> = b.iter().map(|worth| ((worth.layer, worth.head), *worth)).collect();
+        let twin = |one: &Worth| twins.get(&(one.layer, one.head)).copied();
         let both: Vec<(Worth, Worth)> = a.iter().filter_map(|&one| Some((one, twin(&one)?))).collect();
         if both.is_empty() {
             return Err(Error::File {

@@ -152,10 +152,15 @@ impl KnownArguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { input, output, .. } = arguments;
-    if is_same(input, output) {
+    let read = [
+        Some(input),
+        arguments.known.model_config.as_ref(),
+        arguments.known.token_ids.as_ref(),
+    ];
+    if read.into_iter().flatten().any(|path| is_same(path, output)) {
         return Err(Error::File {
             path: output.clone(),
-            reason: "is the file that is read, which would be lost; choose another path".to_owned(),
+            reason: "is a file that is read, which would be lost; choose another path".to_owned(),
         });
     }
     let cache = Cache::open(input, &arguments.known.known()?)?;
@@ -166,6 +171,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         transposed: arguments.transposed.map(|transposed| transposed == Switch::On),
         ..Target::new(arguments.to.map_or(cache.format, Into::into))
     };
+    if target.transposed.is_some() && !matches!(target.format, Format::Llama(_)) {
+        return Err(Error::Options {
+            option: "--transposed",
+            reason: format!(
+                "says how llama.cpp's values are laid out, and a {} is to be written; leave it out, or give --to llama",
+                target.format
+            ),
+        });
+    }
     let written = cache.write(output, &target)?;
     let queries = matches!((cache.format, target.format), (Format::Capture, format) if format != Format::Capture);
     print(&format!(

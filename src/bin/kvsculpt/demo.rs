@@ -75,7 +75,7 @@ Layer 20 of SmolLM2-135M after it has read 2048 tokens of a novel: 3 key-value h
 ";
 
 const EXPLANATION: &str = "\
-Each head's cache is made shorter in three ways of the same length: `select` keeps the pairs that got most attention,
+Each head's cache is made shorter in three ways of the same length: `select` keeps the pairs that rank highest,
 `select-fit` solves their values anew, `kvsculpt` optimises the keys too. Errors, smaller is better: output is the squared
 error of the head's answers, relative to their size; mass is that of the logarithm of the attention the cache draws; merged
 is both together, the error that is left once new tokens join in. `training` is on the queries that were fitted, `probe` on

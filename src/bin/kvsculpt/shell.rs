@@ -58,7 +58,8 @@ pub(crate) fn man(arguments: &ManArguments) -> Result<()> {
 
 fn page(command: Command) -> Result<Vec<u8>> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page).map_err(|error| Error::File {
+    let manual = clap_mangen::Man::new(command).source(concat!("kvsculpt ", env!("CARGO_PKG_VERSION")));
+    manual.render(&mut page).map_err(|error| Error::File {
         path: "the manual page".into(),
         reason: format!("cannot be made: {error}"),
     })?;

@@ -265,7 +265,7 @@ fn methods(heads: &[Outcome], rows: Rows) -> String {
         })
         .collect();
     format!(
-        "<h2>Methods at the same lengths</h2>\n<p class=\"soft\">Mean error of each layer's heads, on a logarithmic scale. Select keeps the pairs of most attention, select-fit solves their values anew.</p>\n<figure>{}{}</figure>\n",
+        "<h2>Methods at the same lengths</h2>\n<p class=\"soft\">Mean error of each layer's heads, on a logarithmic scale. Select keeps the pairs that rank highest, select-fit solves their values anew.</p>\n<figure>{}{}</figure>\n",
         charts::legend(),
         charts::methods(&layers)
     )
