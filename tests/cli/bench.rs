@@ -64,6 +64,9 @@ fn bench_measures_every_combination_and_names_the_machine_in_each_row() {
         let stages: f64 = row["stages"].as_object().expect("stages").values().filter_map(Value::as_f64).sum();
         assert!(stages > 0.0 && stages <= 2.0 * median, "{row}");
     }
+    // The second pair would fail, so the first is not measured.
+    let output = run(&[SMALL.as_slice(), &["--json", "--keep", "0.5", "--tokens", "64,2"]].concat());
+    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
     let output = with(&["--csv"]);
     let lines: Vec<&str> = succeeded(&output).lines().collect();
     assert_eq!(lines.len(), 5);

@@ -28,6 +28,19 @@ fn captures_give_keys_and_values_and_only_captures_become_captures() {
     };
     let again = Capture::from_bytes("again", written(&cache, &target).expect("written")).expect("a capture");
     assert!(again.layer(1).expect("a layer").probe_query.is_some());
+    // Of several dtypes, none is lost where none is asked for.
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("wide");
+    let wide = cache.write(&path, &Target::new(Format::Capture)).expect("written");
+    assert!(
+        wide.layers
+            .iter()
+            .all(|layer| (layer.key_dtype, layer.value_dtype) == (Dtype::F32, Dtype::F32))
+    );
+    assert_eq!(
+        Capture::open(&path).expect("a capture").shape(3).expect("a layer").dtype,
+        Dtype::F32
+    );
     let turned = Target {
         frame: Some(Frame::Rebased),
         ..target

@@ -44,6 +44,9 @@ use crate::error::{Error, Result};
 /// Rows made at once while a file is written.
 const PORTION: usize = 256;
 
+/// The most layers: their header stays far below what is read of one, and no model has as many.
+const MOST_LAYERS: usize = 4096;
+
 /// A capture to be made up: the same fields give the same numbers on every machine.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -145,6 +148,12 @@ impl Generator {
                 return Err(Error::option(option, "must be at least 1"));
             }
         }
+        if self.layers > MOST_LAYERS {
+            return Err(Error::option(
+                "--layers",
+                format!("{} is more than the {MOST_LAYERS} that a file can have; use fewer", self.layers),
+            ));
+        }
         if self.dim == 0 || self.dim > 256 || !self.dim.is_multiple_of(4) {
             return Err(Error::option("--dim", format!("{} is not a multiple of 4 from 4 to 256", self.dim)));
         }
@@ -219,29 +228,33 @@ impl Generator {
     /// The capture in memory, its numbers rounded to the dtype.
     ///
     /// # Errors
-    /// As [`validate`](Self::validate).
+    /// As [`validate`](Self::validate); [`Error::OutOfMemory`] where it does not fit.
     pub fn capture(&self, dtype: Dtype) -> Result<Capture> {
         self.validate()?;
         let rotation = Rotation::new(self.rope_theta, self.dim);
-        let layers = (0..self.layers).map(|index| self.layer(index, dtype, &rotation)).collect();
+        let layers = (0..self.layers).map(|index| self.layer(index, dtype, &rotation));
+        let layers = layers.collect::<Result<_>>()?;
         Capture::from_layers(PathBuf::from("the generated capture"), self.context(), layers)
     }
 
-    fn layer(&self, index: usize, dtype: Dtype, rotation: &Rotation) -> Layer {
-        let array = |part| {
+    fn layer(&self, index: usize, dtype: Dtype, rotation: &Rotation) -> Result<Layer> {
+        let array = |part: Part| {
             let [heads, rows, dim] = self.shape(part);
-            let (mut all, mut buffer) = (Vec::with_capacity(heads * rows * dim), Vec::new());
+            let label = name(index, part.name());
+            let (mut all, mut buffer) = (room(heads * rows * dim, &label)?, room(rows * dim, &label)?);
             for head in 0..heads {
                 fill(&self.made(index, part, head, rotation), 0..rows, dim, &mut buffer);
                 all.extend(buffer.iter().map(|&number| rounded(number, dtype)));
             }
-            all
+            Ok::<_, Error>(all)
         };
-        let queries = |part| Queries {
-            rows: self.shape(part)[1],
-            data: array(part),
+        let queries = |part| {
+            Ok::<_, Error>(Queries {
+                rows: self.shape(part)[1],
+                data: array(part)?,
+            })
         };
-        Layer {
+        Ok(Layer {
             index,
             kv_heads: self.kv_heads,
             query_heads: self.kv_heads * self.group,
@@ -249,12 +262,12 @@ impl Generator {
             dim: self.dim,
             value_dim: self.dim,
             dtype,
-            key: array(Part::Key),
-            value: array(Part::Value),
-            query: Some(queries(Part::Query)),
+            key: array(Part::Key)?,
+            value: array(Part::Value)?,
+            query: Some(queries(Part::Query)?),
             reference_query: None,
-            probe_query: (self.probes > 0).then(|| queries(Part::Probe)),
-        }
+            probe_query: (self.probes > 0).then(|| queries(Part::Probe)).transpose()?,
+        })
     }
 
     fn parts(&self) -> impl Iterator<Item = Part> {
@@ -305,6 +318,17 @@ impl Generator {
             ]),
         }
     }
+}
+
+/// Room for so many numbers.
+fn room(numbers: usize, label: &str) -> Result<Vec<f32>> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(numbers).map_err(|_| Error::OutOfMemory {
+        label: label.to_owned(),
+        bytes: (numbers as u64).saturating_mul(4),
+        available: 0,
+    })?;
+    Ok(room)
 }
 
 /// Makes rows one after the other.

@@ -57,6 +57,7 @@ fn nonsense_is_refused_by_the_name_of_its_flag() {
             },
             "--tokens",
         ),
+        (Generator { layers: 4097, ..small() }, "--layers"),
         (
             Generator {
                 layers: usize::MAX,

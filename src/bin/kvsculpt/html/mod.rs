@@ -79,7 +79,7 @@ impl Rows {
 /// The page of a compressed file, as far as the file itself tells.
 ///
 /// # Errors
-/// [`Error::File`] where it says nothing of its heads.
+/// [`Error::File`] where it says nothing of its heads, or what is not so.
 pub(crate) fn of_file(path: &Path, compressed: &Compressed) -> Result<String> {
     let made = Made::of(compressed);
     if made.heads.is_empty() {
@@ -88,6 +88,7 @@ pub(crate) fn of_file(path: &Path, compressed: &Compressed) -> Result<String> {
             reason: "has no metadata `report` that can be read, so there is nothing to tell; compress again with this release".to_owned(),
         });
     }
+    check(path, compressed, &made.heads)?;
     let stored: usize = compressed
         .layers
         .iter()
@@ -105,6 +106,31 @@ pub(crate) fn of_file(path: &Path, compressed: &Compressed) -> Result<String> {
         bytes: (None, stored as u64),
     };
     Ok(page.html())
+}
+
+/// Refuses a report that is not of the file's own heads.
+fn check(path: &Path, compressed: &Compressed, heads: &[Outcome]) -> Result<()> {
+    let lengths = compressed.layers.iter().flat_map(|layer| {
+        layer
+            .lengths
+            .iter()
+            .enumerate()
+            .map(|(head, &length)| ((layer.index, head), length))
+    });
+    let mut lengths: BTreeMap<(usize, usize), usize> = lengths.collect();
+    for head in heads {
+        // Taken out, so that a second report of the same head finds none.
+        if lengths.remove(&(head.layer, head.head)) != Some(head.kept) {
+            return Err(Error::File {
+                path: path.to_owned(),
+                reason: format!(
+                    "has a metadata `report` that gives layer {} head {} {} pairs, which the file does not hold, or tells of it twice; compress again",
+                    head.layer, head.head, head.kept
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 impl Page<'_> {
