@@ -143,9 +143,10 @@ pub enum Target {
     Tokens(usize),
     /// A file of at most so many bytes. What its header may need is set aside, so the file is a little smaller.
     Bytes(u64),
-    /// The smallest cache found whose mean merged error on validation rows is at most this, once it is finished; heads weigh what the
-    /// request's weights say. Fitted up to four times, each by what the error curves say of the time before, rarely oftener; without validation rows once,
-    /// by the curves alone. Of `Tail::Auto` the tail is an eighth of the cache then, at most 64 pairs.
+    /// The smallest cache found whose mean merged error on validation rows is at most this, before it is rounded to the file's numbers;
+    /// heads weigh what the request's weights say. It is fitted until the error is within the bound and above nine tenths of it, at most
+    /// five times once one was within it; by the curves alone where there are no validation rows. Of `Tail::Auto` the tail is an eighth of
+    /// the cache then, at most 64 pairs.
     MaxError(f64),
 }
 

@@ -143,7 +143,7 @@ impl<E: Engine> Work<'_, E> {
 }
 
 /// Bytes of an engine's own for these heads.
-fn scratch<E: Engine>(engine: &E, shapes: &[Shape]) -> u64 {
+pub(super) fn scratch<E: Engine>(engine: &E, shapes: &[Shape]) -> u64 {
     let heads = layout(shapes, |shape| (shape.training, shape.free));
     shapes.first().map_or(0, |shape| engine.scratch_bytes(shape.dims, &heads))
 }

@@ -6,15 +6,17 @@
 use super::batches::Work;
 use super::compress::fit;
 use super::plan::Plan;
+use super::supply::Supply;
 use super::{Outcome, Request, Timings};
 use crate::cache::{Capture, CompressedLayer};
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::options::Options;
 
-/// Fits from which the smallest within the bound is taken.
-const FITS: i32 = 4;
+/// Fits after which the smallest within the bound so far is taken.
+const FITS: u32 = 4;
 /// Fits after which a bound that none was within is met by keeping everything.
-const MOST_FITS: i32 = 8;
+const MOST_FITS: u32 = 8;
 /// An error above this share of the bound is near enough to it.
 const NEAR: f64 = 0.9;
 /// How far the curves are followed in one go.
@@ -23,8 +25,15 @@ const FOLLOWED: (f64, f64) = (0.05, 4.0);
 /// Heads that are fitted: their layers and what became of them.
 type Fit = (Vec<CompressedLayer>, Vec<Outcome>);
 
+/// Lengths that were tried: the free pairs of heads' chunks, and the error that the curves give them.
+struct Tried {
+    free: Vec<Vec<usize>>,
+    foretold: f64,
+}
+
 /// Fits all heads so that their mean error on validation rows, weighed as the request says, is at most `bound`; `plan` is what the
-/// curves gave for it, and becomes the plan of what is returned. Without validation rows the curves have the last word.
+/// curves gave for it, and becomes the plan of what is returned. Heads without validation rows do not count; where none has any, the
+/// curves have the last word.
 pub(super) fn fit_within<E: Engine>(
     work: &mut Work<'_, E>,
     capture: &Capture,
@@ -33,44 +42,87 @@ pub(super) fn fit_within<E: Engine>(
     bound: f64,
     timings: &mut Timings,
 ) -> Result<Fit> {
-    let (begin, share) = work.stage;
-    let mut best: Option<(Fit, Vec<Vec<usize>>)> = None;
-    let mut asked = bound;
+    let (begin, mut left) = work.stage;
+    let end = begin + left;
+    let (mut good, mut bad): (Option<Tried>, Option<f64>) = (None, None);
     for attempt in 1.. {
         // How many fits there will be is not known: each is half of what is left.
-        let left = share * 0.5_f64.powi(attempt);
-        work.stage = (begin + share - 2.0 * left, left);
+        work.stage = (end - left, left / 2.0);
+        left /= 2.0;
         let fitted = fit(work, capture, request, &plan.free, timings)?;
         let Some(error) = mean(&fitted.1, &plan.weights) else {
             return Ok(fitted);
         };
-        tracing::debug!(asked, error, bound, "fitted within a bound");
-        // An error of nothing or beyond numbers says only in which direction to go.
+        let foretold = plan.foretold(work.supply);
+        tracing::debug!(error, bound, foretold, "fitted within a bound");
         let change = (0.5 * (NEAR + 1.0) * bound / error).clamp(FOLLOWED.0, FOLLOWED.1);
-        let change = if change.is_nan() { 1.0 } else { change };
-        let next;
-        if error <= bound {
-            best = Some((fitted, plan.free.clone()));
-            asked *= change;
-            next = plan.within(work.supply, &request.options, asked)?;
-            if error >= NEAR * bound || attempt >= FITS || pairs(&next) >= pairs(&plan.free) {
-                break;
+        let next = if error <= bound {
+            if error >= NEAR * bound || attempt >= FITS {
+                return Ok(fitted);
             }
-        } else if best.is_some() || asked == 0.0 {
-            best = best.or_else(|| Some((fitted, plan.free.clone())));
-            break;
+            let asked = bad.map_or_else(|| (foretold * change).min(f64::MAX), |bad| (foretold * bad).sqrt());
+            let next = plan.within(work.supply, &request.options, asked)?;
+            if pairs(&next) >= pairs(&plan.free) {
+                return Ok(fitted);
+            }
+            good = Some(Tried {
+                free: plan.free.clone(),
+                foretold,
+            });
+            next
         } else {
-            asked = if attempt >= MOST_FITS { 0.0 } else { asked * change.min(0.9) };
-            next = plan.within(work.supply, &request.options, asked)?;
+            bad = Some(foretold);
+            match &good {
+                Some(good) if attempt >= FITS => good.free.clone(),
+                Some(good) => plan.between(work.supply, &request.options, good, foretold)?,
+                None => plan.longer(
+                    work.supply,
+                    &request.options,
+                    if attempt >= MOST_FITS { 0.0 } else { foretold * change },
+                )?,
+            }
+        };
+        if pairs(&next) == pairs(&plan.free) {
+            // Everything is kept, and no cache is nearer to the full one.
+            return Ok(fitted);
         }
         plan.free = next;
-    }
-    match best {
-        Some((fitted, free)) => {
-            plan.free = free;
-            Ok(fitted)
+        if good.as_ref().is_some_and(|good| good.free == plan.free) {
+            break;
         }
-        None => fit(work, capture, request, &plan.free, timings),
+    }
+    // The best was not the last: it is made again, rather than kept beside every other.
+    work.stage = (end - left, left);
+    fit(work, capture, request, &plan.free, timings)
+}
+
+impl Plan {
+    /// The mean error of heads of these lengths, by the curves.
+    fn foretold(&self, supply: &Supply<'_>) -> f64 {
+        let fixed = supply.split.sinks + supply.split.tail;
+        let lengths = self.free.iter().map(|free| fixed + free.iter().sum::<usize>());
+        let errors = self.curves.iter().zip(lengths).map(|(curve, length)| curve.error(length));
+        let sum: f64 = errors.zip(&self.weights).map(|(error, weight)| weight * error).sum();
+        sum / self.weights.iter().sum::<f64>()
+    }
+
+    /// The smallest cache that the curves give an error of at most `asked`, or less where it would be no larger than this one.
+    fn longer(&self, supply: &Supply<'_>, options: &Options, mut asked: f64) -> Result<Vec<Vec<usize>>> {
+        loop {
+            let next = self.within(supply, options, asked)?;
+            if asked == 0.0 || pairs(&next) > pairs(&self.free) {
+                return Ok(next);
+            }
+            asked = if asked < f64::MIN_POSITIVE { 0.0 } else { asked / 2.0 };
+        }
+    }
+
+    /// A cache larger than this one, whose error was too large, and smaller than a good one; the good one's lengths where the curves have
+    /// nothing between.
+    fn between(&self, supply: &Supply<'_>, options: &Options, good: &Tried, foretold: f64) -> Result<Vec<Vec<usize>>> {
+        let next = self.within(supply, options, (good.foretold * foretold).sqrt())?;
+        let lies_between = pairs(&next) > pairs(&self.free) && pairs(&next) < pairs(&good.free);
+        Ok(if lies_between { next } else { good.free.clone() })
     }
 }
 
@@ -78,14 +130,16 @@ fn pairs(free: &[Vec<usize>]) -> usize {
     free.iter().flatten().sum()
 }
 
-/// The mean error of heads on validation rows; `None` where a head has none. A head whose error is no number counts as one that says nothing.
+/// The mean error of the heads that have validation rows; `None` where none has. A head whose teacher says nothing, and which says nothing
+/// either, has no error, as in its curve; another whose error is no number counts as one that says nothing.
 fn mean(outcomes: &[Outcome], weights: &[f64]) -> Option<f64> {
-    let errors = outcomes.iter().map(|head| head.result.validation.map(|errors| errors.merged));
-    let errors: Vec<f64> = errors.collect::<Option<_>>()?;
-    let all: f64 = weights.iter().sum();
-    let sum = errors
-        .iter()
-        .zip(weights)
-        .map(|(&error, weight)| weight * if error.is_finite() { error } else { 1.0 });
-    Some(sum.sum::<f64>() / all)
+    let (mut sum, mut all) = (0.0, 0.0);
+    for (head, weight) in outcomes.iter().zip(weights) {
+        let Some(found) = head.result.validation else { continue };
+        let silent = found.merged.is_nan() && head.result.loss.is_finite();
+        let error = if silent { 0.0 } else { found.merged };
+        sum += weight * if error.is_finite() { error } else { 1.0 };
+        all += weight;
+    }
+    (all > 0.0).then(|| sum / all)
 }

@@ -227,7 +227,8 @@ fn one() -> usize {
 
 /// Follows a compression and may end it.
 pub trait Observer {
-    /// Called as work proceeds: heads finished, heads in all, and how far all are, in [0, 1]. `false` asks to stop.
+    /// Called as work proceeds: heads finished, heads in all, and how far all are, in [0, 1]. `false` asks to stop. Under
+    /// [`Target::MaxError`] heads are fitted several times, and how many are finished begins anew each time.
     fn progress(&mut self, finished: usize, heads: usize, fraction: f64) -> bool {
         let _ = (finished, heads, fraction);
         true

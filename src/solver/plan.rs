@@ -51,7 +51,7 @@ impl Plan {
 /// Whether anything has to be measured before lengths are known: those of heads, or how their chunks share them.
 ///
 /// Lengths that are given say nothing of chunks. By the curves of these they are shared as they were where lengths were decided
-/// so, and a saved budget gives the same cache again; without curves, in proportion to the zones.
+/// so, and a saved budget gives the same cache again (one of `--max-error` nearly, whose curves begin at shorter lengths); without curves, in proportion to the zones.
 pub(super) fn measures(request: &Request, chunks: usize) -> bool {
     let options = &request.options;
     let shares = request.budgets.is_some() && chunks > 1 && options.allocator == Allocator::Curves && options.budget != Scope::Uniform;
@@ -75,7 +75,9 @@ pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, request: &Request) -> Resu
                     free: mean.saturating_sub(fixed).max(count),
                     ..split
                 };
-                let parts = parts(work, split, options)?;
+                // A length may be shorter than any that would have been decided.
+                let shortest = lengths.iter().min().map_or(1, |length| length - fixed);
+                let parts = parts(work, least(split).min(shortest / count * count).max(1), options)?;
                 return Ok(Plan::of(shared(supply, &parts, &lengths)?));
             }
             lengths
@@ -173,10 +175,10 @@ fn least(split: Split) -> usize {
     LEAST.min(split.free.div_ceil(4)).clamp(1, split.zone().max(1))
 }
 
-/// The curves of all chunks, those of a head one after the other, for heads with this split on the mean.
-fn parts<E: Engine>(work: &mut Work<'_, E>, split: Split, options: &Options) -> Result<Vec<Curve>> {
+/// The curves of all chunks, those of a head one after the other, for heads of at least so many free pairs.
+fn parts<E: Engine>(work: &mut Work<'_, E>, least: usize, options: &Options) -> Result<Vec<Curve>> {
     let chunks = &work.supply.chunks;
-    let grid = Grid::new(chunks, least(split).div_ceil(chunks.len()));
+    let grid = Grid::new(chunks, least.div_ceil(chunks.len()));
     let mut timings = Timings::default();
     work.in_slices(grid.stage(), &mut timings, |work, problems, _| {
         curves::of_slice(work, problems, &grid, options)
@@ -255,7 +257,7 @@ fn by_curves<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], reques
     let options = &request.options;
     let supply = work.supply;
     let weights = weights(heads, request)?;
-    let parts = parts(work, supply.split, options)?;
+    let parts = parts(work, least(supply.split), options)?;
     let curves = parts.chunks(supply.chunks.len()).map(budget::joined).collect::<Result<Vec<_>>>()?;
     let allocate = |total: usize| budget::allocate(&curves, &weights, options.budget, options.page, total);
     let lengths = match options.target {

@@ -122,7 +122,7 @@ impl<'a> Supply<'a> {
     }
 
     /// The sizes of a head's problems, by the header alone.
-    fn shapes(&self, head: usize, stage: Stage<'_>) -> Result<Vec<Shape>> {
+    pub(super) fn shapes(&self, head: usize, stage: Stage<'_>) -> Result<Vec<Shape>> {
         let options = &self.request.options;
         let shape = self.places[head].shape;
         let sampled = matches!(stage, Stage::Curves { .. }).then_some(options.curve_rows);

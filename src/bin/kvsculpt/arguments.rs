@@ -300,14 +300,4 @@ mod tests {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
     }
-
-    #[test]
-    fn a_strength_is_absolute_unless_it_ends_in_x() {
-        assert_eq!(strength("1e-3"), Ok(Strength::Absolute(1e-3)));
-        assert_eq!(strength("0.25x"), Ok(Strength::Relative(0.25)));
-        assert!(strength("x").is_err() && strength("1y").is_err());
-        for value in [Strength::Absolute(1e-3), Strength::Relative(0.25)] {
-            assert_eq!(strength(&written(value)), Ok(value));
-        }
-    }
 }

@@ -23,6 +23,8 @@ struct DryRun {
     estimate: Estimate,
     /// Whether lengths were decided before; else figures are for heads that are all of the mean length.
     lengths_known: bool,
+    /// Whether an error is the target, so that not even the size is known.
+    by_error: bool,
     /// Seconds that the whole is expected to take; a head that stops early takes less.
     seconds: f64,
     probe: Probe,
@@ -59,6 +61,7 @@ pub(crate) fn run(machine: &mut Machine, capture: &Capture, request: &Request, j
         engine: machine.kind(),
         machine: machine.name(),
         lengths_known: request.decided() == kvsculpt::solver::Decided::Beforehand,
+        by_error: matches!(request.options.target, Some(Target::MaxError(_))),
         seconds: expected(
             compression.timings,
             work(capture, layers)? / work(capture, &[layer])?,
@@ -119,15 +122,16 @@ impl DryRun {
             batches,
             ..
         } = self.estimate;
-        let near = if self.lengths_known {
-            ""
-        } else {
-            ", as if all heads were of the mean length"
+        let near = match (self.lengths_known, self.by_error) {
+            (true, _) => "",
+            (_, true) => ", as if every head kept the least it could: how much an error needs is known only when it is measured",
+            (_, false) => ", as if all heads were of the mean length",
         };
+        let most = if self.by_error { "at least" } else { "at most about" };
         format!(
             "machine  {}\n\
              heads    {heads}, {} pairs, of which {} stay\n\
-             file     at most about {}\n\
+             file     {most} {}\n\
              memory   {} on the host; {} for the largest of {batches} {}{near}\n\
              time     about {}: an estimate, by {} that {} of layer {}'s steps took; heads that stop early take less\n\
              Nothing was written.\n",

@@ -162,3 +162,18 @@ fn strength(text: &str) -> Result<Strength, String> {
         None => text.parse().map(Strength::Absolute).map_err(refuse),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strength_is_absolute_unless_it_ends_in_x() {
+        assert_eq!(strength("1e-3"), Ok(Strength::Absolute(1e-3)));
+        assert_eq!(strength("0.25x"), Ok(Strength::Relative(0.25)));
+        assert!(strength("x").is_err() && strength("1y").is_err());
+        for value in [Strength::Absolute(1e-3), Strength::Relative(0.25)] {
+            assert_eq!(strength(&written(value)), Ok(value));
+        }
+    }
+}
