@@ -14,6 +14,7 @@ pub enum Operation {
     KeyGradient,
     Evaluate,
     Scores,
+    Effects,
     Weights,
     Gram,
     Rhs,
@@ -27,12 +28,13 @@ pub enum Operation {
 }
 
 /// In an order in which each finds the results it needs.
-pub const ALL: [Operation; 15] = [
+pub const ALL: [Operation; 16] = [
     Operation::Attention,
     Operation::Loss,
     Operation::KeyGradient,
     Operation::Evaluate,
     Operation::Scores,
+    Operation::Effects,
     Operation::Weights,
     Operation::Gram,
     Operation::Rhs,
@@ -53,6 +55,7 @@ impl Operation {
             Self::KeyGradient => "key_gradient",
             Self::Evaluate => "evaluate",
             Self::Scores => "scores",
+            Self::Effects => "effects",
             Self::Weights => "weights",
             Self::Gram => "gram",
             Self::Rhs => "rhs",
@@ -78,6 +81,7 @@ impl Operation {
             // The weights are not computed twice by the formula, though an engine may.
             Self::Evaluate => (4.0 * product, n * d + 3.0 * k * d + 4.0 * n * state),
             Self::Scores => (product, n * d + k * d + n * state),
+            Self::Effects => (2.0 * product, n * d + 2.0 * k * d + n * state),
             Self::Weights => (part, b * d + k * d + b * state + b * k),
             // Half of it, by symmetry.
             Self::Gram => (b * k * k, b * k + k * k / 2.0),
@@ -118,6 +122,7 @@ impl Operation {
                 engine.evaluate(table, &inputs, outputs)
             }
             Self::Scores => engine.scores(table, &on.queries, &on.keys, &on.state, SCALE, &mut on.scores),
+            Self::Effects => engine.effects(table, &on.queries, &on.keys, &on.values, &on.state, SCALE, &mut on.scores),
             Self::Weights => engine.weights(table, &on.queries, &on.keys, &on.state, SCALE, block, &mut on.weights),
             Self::Gram => engine.gram(table, &on.weights, block, &mut on.gram),
             Self::Rhs => engine.rhs(table, &on.weights, &on.error, block, &mut on.rhs),
@@ -172,6 +177,11 @@ impl Operation {
                 &after.scores,
                 &reference::scores(&before.queries, &before.keys, dim, &mass, scale),
             ),
+            Self::Effects => {
+                let state = before.state_of(&before.state);
+                let expected = reference::effects(&before.queries, &before.keys, &before.values, dim, dim, &state, scale);
+                close(name, &after.scores, &expected);
+            }
             Self::Weights => {
                 let queries = &before.queries[..block * dim];
                 close(
