@@ -35,7 +35,7 @@ pub struct Estimate {
 /// What [`compress`](super::compress) will need for this request on this machine. Nothing is read but the capture's header.
 ///
 /// # Errors
-/// As [`check`]; [`Error::OutOfMemory`] where a head does not fit.
+/// As [`check`]; [`OutOfMemory`](crate::Error::OutOfMemory) where a head does not fit.
 pub fn estimate<E: Engine>(engine: &E, capture: &Capture, request: &Request) -> Result<Estimate> {
     let split = check(capture, request)?;
     let layers = chosen_layers(capture, request)?;
