@@ -13,8 +13,6 @@ use crate::error::Result;
 
 /// Pairs whose scores are held at once when attention streams over a long cache.
 pub(super) const TILE: usize = 1024;
-/// Keys a task of `scores` sums up.
-const SCORE_TILE: usize = 256;
 
 /// A head's pairs: keys and values, row-major.
 #[derive(Clone, Copy, Debug)]
@@ -148,14 +146,7 @@ pub(super) fn attention(
 pub(super) fn scores(table: &Table, queries: &Array, keys: &Array, state: &Array, scale: f32, scores: &mut Array) -> Result<()> {
     let (dim, value_dim) = table.widths();
     let width = value_dim + 4;
-    let tiles: Vec<(Head, Range<usize>)> = table
-        .heads
-        .iter()
-        .flat_map(|head| {
-            let first = head.pair as usize;
-            runs(head.pairs as usize, SCORE_TILE).map(move |run| (*head, first + run.start..first + run.end))
-        })
-        .collect();
+    let tiles = layout::pair_tiles(&table.heads);
     let totals = scores.parts(tiles.iter().map(|(_, pairs)| pairs.clone()))?;
     let mut tasks = Vec::with_capacity(tiles.len());
     for ((head, pairs), totals) in tiles.iter().zip(totals) {

@@ -1,18 +1,12 @@
 //! What attention would lose with each pair.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::exponential::add_effects;
-use super::layout::{self, block_rows, runs};
+use super::layout::{self, block_rows};
 use super::product::{Rows, by_transpose, target};
 use super::{Array, Table, scratch};
-use crate::engine::Head;
 use crate::error::Result;
-
-/// Pairs of a task.
-const TILE: usize = 256;
 
 /// See [`Engine::effects`](crate::engine::Engine::effects).
 pub(super) fn effects(
@@ -26,14 +20,7 @@ pub(super) fn effects(
 ) -> Result<()> {
     let (dim, value_dim) = table.widths();
     let width = value_dim + 4;
-    let tiles: Vec<(Head, Range<usize>)> = table
-        .heads
-        .iter()
-        .flat_map(|head| {
-            let first = head.pair as usize;
-            runs(head.pairs as usize, TILE).map(move |run| (*head, first + run.start..first + run.end))
-        })
-        .collect();
+    let tiles = layout::pair_tiles(&table.heads);
     let targets = effects.parts(tiles.iter().map(|(_, pairs)| pairs.clone()))?;
     let mut tasks = Vec::with_capacity(tiles.len());
     for ((head, pairs), target) in tiles.iter().zip(targets) {

@@ -104,6 +104,18 @@ pub(super) fn runs(length: usize, size: usize) -> impl Iterator<Item = Range<usi
     (0..length).step_by(size.max(1)).map(move |start| start..(start + size).min(length))
 }
 
+/// Pairs of a task that sums over a head's rows.
+const PAIR_TILE: usize = 256;
+
+/// The tasks that sum over rows for these heads: each the head and some of its pairs, by their places in the batch's arrays.
+pub(super) fn pair_tiles(heads: &[Head]) -> Vec<(Head, Range<usize>)> {
+    let tiles = |head: &Head| {
+        let (head, first) = (*head, head.pair as usize);
+        runs(head.pairs as usize, PAIR_TILE).map(move |run| (head, first + run.start..first + run.end))
+    };
+    heads.iter().flat_map(tiles).collect()
+}
+
 /// Rows worked on at once, so that a few matrices of that many rows and `columns` columns stay in a core's cache.
 pub(super) fn block_rows(columns: usize) -> usize {
     (131_072 / columns.max(1)).clamp(64, 256) / 16 * 16

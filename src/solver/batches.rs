@@ -95,15 +95,7 @@ impl<E: Engine> Work<'_, E> {
         mut stage: impl FnMut(&mut E, &[&Problem], f32, &mut dyn FnMut(f64) -> Result<()>) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
         let shapes = problems.iter().map(|problem| problem.shape()).collect::<Result<Vec<Shape>>>()?;
-        let array = self.engine.max_array_bytes();
-        let budget = Budget {
-            // A device does not say how much memory it has; its largest array is a cautious guess.
-            total: match self.memory {
-                Some(memory) => memory.saturating_sub(self.slice.bytes),
-                None => array.max(1 << 30),
-            },
-            array,
-        };
+        let budget = budget(&*self.engine, self.memory, &self.slice);
         let engine = &*self.engine;
         let batches = schedule(&shapes, history, budget, |shapes| scratch(engine, shapes))?;
         let work: u64 = shapes.iter().map(Shape::work).sum::<u64>().max(1);
@@ -139,6 +131,19 @@ impl<E: Engine> Work<'_, E> {
             work_done += of_batch;
         }
         Ok(found.into_iter().flatten().collect())
+    }
+}
+
+/// What batches may take beside a slice, of the memory there is for both.
+pub(super) fn budget<E: Engine>(engine: &E, memory: Option<u64>, slice: &Slice) -> Budget {
+    let array = engine.max_array_bytes();
+    Budget {
+        // A device does not say how much memory it has; its largest array is a cautious guess.
+        total: match memory {
+            Some(memory) => memory.saturating_sub(slice.bytes),
+            None => array.max(1 << 30),
+        },
+        array,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::batches::Work;
 use super::compress::fit;
-use super::plan::Plan;
+use super::plan::{Plan, mean_error};
 use super::supply::Supply;
 use super::{Outcome, Request, Timings};
 use crate::cache::{Capture, CompressedLayer};
@@ -100,10 +100,8 @@ impl Plan {
     /// The mean error of heads of these lengths, by the curves.
     fn foretold(&self, supply: &Supply<'_>) -> f64 {
         let fixed = supply.split.sinks + supply.split.tail;
-        let lengths = self.free.iter().map(|free| fixed + free.iter().sum::<usize>());
-        let errors = self.curves.iter().zip(lengths).map(|(curve, length)| curve.error(length));
-        let sum: f64 = errors.zip(&self.weights).map(|(error, weight)| weight * error).sum();
-        sum / self.weights.iter().sum::<f64>()
+        let lengths: Vec<usize> = self.free.iter().map(|free| fixed + free.iter().sum::<usize>()).collect();
+        mean_error(&self.curves, &self.weights, &lengths)
     }
 
     /// The smallest cache that the curves give an error of at most `asked`, or less where it would be no larger than this one.

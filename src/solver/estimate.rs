@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::batches::{history, scratch};
+use super::batches::{budget, history, scratch};
 use super::chunks::even;
 use super::compress::{check, chosen_layers};
 use super::supply::{Stage, Supply};
 use super::{Request, size};
-use crate::batch::{Budget, Shape, Workspace, schedule};
+use crate::batch::{Shape, Workspace, schedule};
 use crate::cache::Capture;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -67,7 +67,6 @@ pub fn estimate<E: Engine>(engine: &E, capture: &Capture, request: &Request) -> 
     };
     let slices = supply.slices(stage, |shapes| scratch(engine, shapes))?;
     found.host_bytes += slices.iter().map(|slice| slice.bytes).max().unwrap_or(0);
-    let array = engine.max_array_bytes();
     for slice in slices {
         let mut shapes = Vec::new();
         for head in slice.heads.clone() {
@@ -79,13 +78,12 @@ pub fn estimate<E: Engine>(engine: &E, capture: &Capture, request: &Request) -> 
                     .filter(|shape| shape.free + shape.fixed < shape.tokens),
             );
         }
-        let budget = Budget {
-            total: request
-                .memory
-                .map_or(array.max(1 << 30), |memory| memory.saturating_sub(slice.bytes)),
-            array,
-        };
-        let batches = schedule(&shapes, history(&request.options), budget, |shapes| scratch(engine, shapes))?;
+        let batches = schedule(
+            &shapes,
+            history(&request.options),
+            budget(engine, request.memory, &slice),
+            |shapes| scratch(engine, shapes),
+        )?;
         found.batches += batches.len();
         for batch in batches {
             let members: Vec<Shape> = batch.iter().map(|&head| shapes[head]).collect();

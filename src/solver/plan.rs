@@ -277,18 +277,22 @@ fn by_curves<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], reques
 /// which lie below them: where the curves are above the bound, the hulls get a smaller one.
 fn within_error(curves: &[Curve], weights: &[f64], options: &Options, error: f64) -> Result<Vec<usize>> {
     const MOST_TRIES: u32 = 50;
-    let all: f64 = weights.iter().sum();
     let mut bound = error;
     for _ in 0..MOST_TRIES {
         let lengths = budget::least_total(curves, weights, options.budget, options.page, bound)?;
-        let errors = curves.iter().zip(&lengths).map(|(curve, &length)| curve.error(length));
-        let found = errors.zip(weights).map(|(error, weight)| weight * error).sum::<f64>() / all;
+        let found = mean_error(curves, weights, &lengths);
         if found <= error {
             return Ok(lengths);
         }
         bound *= (error / found).min(0.95);
     }
     budget::least_total(curves, weights, options.budget, options.page, 0.0)
+}
+
+/// The mean error of heads of these lengths, by their curves and weights.
+pub(super) fn mean_error(curves: &[Curve], weights: &[f64], lengths: &[usize]) -> f64 {
+    let errors = curves.iter().zip(lengths).map(|(curve, &length)| curve.error(length));
+    errors.zip(weights).map(|(error, weight)| weight * error).sum::<f64>() / weights.iter().sum::<f64>()
 }
 
 /// The most pairs whose bytes are at most those of the uniform split: found by bisection, for where layers differ in what a pair takes
