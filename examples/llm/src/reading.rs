@@ -1,5 +1,6 @@
 //! The model reads a text, and goes on.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -8,7 +9,7 @@ use kvsculpt::cache::Capture;
 
 use crate::measure::Distributions;
 use crate::model::{Cache, Config, Model, Watch};
-use crate::record::{Recorder, capture};
+use crate::record::{Asked, Recorder, capture};
 
 /// Attention scores that are held at once, in numbers: 128 MiB.
 const SCORES: usize = 1 << 25;
@@ -55,7 +56,27 @@ impl Reading {
     /// # Errors
     /// As [`capture`].
     pub fn capture(&self, name: &str, model: &Model, probe: Option<&Recorder>) -> Result<Capture> {
-        capture(name, model.config(), &self.cache, &self.queries, probe)
+        self.capture_of(name, model, 0..model.config().layers, None, probe)
+    }
+
+    /// The same of some layers, whose heads are to be fitted to the queries of `reference` where that is given.
+    ///
+    /// # Errors
+    /// As [`capture`].
+    pub fn capture_of(
+        &self,
+        name: &str,
+        model: &Model,
+        layers: Range<usize>,
+        reference: Option<&Recorder>,
+        probe: Option<&Recorder>,
+    ) -> Result<Capture> {
+        let asked = Asked {
+            context: &self.queries,
+            reference,
+            probe,
+        };
+        capture(name, model.config(), &self.cache, layers, asked)
     }
 }
 

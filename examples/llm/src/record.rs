@@ -1,6 +1,7 @@
 //! Captures: what `kvsculpt` needs to see of a model reading a text.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::Tensor;
@@ -54,14 +55,25 @@ impl Watch for Recorder {
     }
 }
 
-/// The capture of a sealed cache: its keys and values, the queries of the passes that filled it, and, as probes, those of the
-/// passes that followed it.
+/// The queries that a capture holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Of the passes that filled the cache, before RoPE.
+    pub context: &'a Recorder,
+    /// What heads are to be fitted to in place of the context's queries, after RoPE.
+    pub reference: Option<&'a Recorder>,
+    /// What results are judged by, after RoPE.
+    pub probe: Option<&'a Recorder>,
+}
+
+/// The capture of these layers of a sealed cache: their keys and values, and the queries.
 ///
 /// # Errors
 /// A cache that is not sealed or is compressed, queries of other passes, or numbers that are not finite.
-pub fn capture(name: &str, config: &Config, cache: &Cache, context: &Recorder, probe: Option<&Recorder>) -> Result<Capture> {
-    let mut layers = Vec::with_capacity(config.layers);
-    for (index, place) in cache.layers.iter().enumerate() {
+pub fn capture(name: &str, config: &Config, cache: &Cache, chosen: Range<usize>, asked: Asked<'_>) -> Result<Capture> {
+    let mut layers = Vec::with_capacity(chosen.len());
+    for index in chosen {
+        let place = cache.layers.get(index).with_context(|| format!("the cache has no layer {index}"))?;
         let pairs = place
             .even()
             .with_context(|| format!("layer {index} holds no full context: seal the cache first; a compressed one cannot be captured"))?;
@@ -81,9 +93,9 @@ pub fn capture(name: &str, config: &Config, cache: &Cache, context: &Recorder, p
             dtype: Dtype::F32,
             key: floats(&pairs.key)?,
             value: floats(&pairs.value)?,
-            query: Some(context.queries(index)?),
-            reference_query: None,
-            probe_query: probe.map(|probe| probe.queries(index)).transpose()?,
+            query: Some(asked.context.queries(index)?),
+            reference_query: asked.reference.map(|reference| reference.queries(index)).transpose()?,
+            probe_query: asked.probe.map(|probe| probe.queries(index)).transpose()?,
         });
     }
     let metadata = BTreeMap::from([

@@ -217,6 +217,29 @@ fn eval_measures_once_and_remembers() {
 }
 
 #[test]
+fn heads_are_fitted_to_the_queries_that_are_asked_for() {
+    let (model, text) = (model_file(), text());
+    let mut arguments = vec!["eval", model.to_str().unwrap(), text.to_str().unwrap(), "--engine", "cpu", "--json"];
+    arguments.extend(["--tokens", "64", "--next", "8", "--keep", "0.5", "--method", "select-fit"]);
+    arguments.extend([
+        "--set",
+        r#"{"tail": {"pairs": 16}}"#,
+        "--queries",
+        "context,again,cascade,generated",
+    ]);
+    let rows: Vec<serde_json::Value> = told(&arguments).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let named: Vec<&str> = rows.iter().map(|row| row["queries"].as_str().unwrap_or("context")).collect();
+    assert_eq!(named, ["context", "again", "cascade", "generated"]);
+    for (number, row) in rows.iter().enumerate() {
+        let (kl, error) = (row["kl"]["mean"].as_f64().unwrap(), row["probe_error"].as_f64().unwrap());
+        assert!((1e-9..1.0).contains(&kl) && (1e-9..1.0).contains(&error), "{row}");
+        // The same capture, and other rows each time: no two caches are the same.
+        assert_eq!(row["source"], rows[0]["source"]);
+        assert!(rows[..number].iter().all(|other| other["kl"] != row["kl"]), "{row}");
+    }
+}
+
+#[test]
 fn capture_writes_what_kvsculpt_reads() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("capture.safetensors");

@@ -14,7 +14,7 @@ use kvsculpt::cache::{Compressed, CompressedLayer, Dtype};
 use kvsculpt_llm::measure::Distributions;
 use kvsculpt_llm::model::{Cache, Memory, Model, Products, Seen, Watch};
 use kvsculpt_llm::reading::{Reading, follow, go_on};
-use kvsculpt_llm::record::{Recorder, capture};
+use kvsculpt_llm::record::{Asked, Recorder, capture};
 use small::{Small, assert_close, tokens};
 
 fn rows(tensor: &Tensor) -> Vec<Vec<f32>> {
@@ -223,7 +223,21 @@ fn a_captures_queries_turned_to_their_positions_are_those_the_model_asked_with()
         .unwrap();
         assert!(parts > 1);
         cache.seal().unwrap();
-        let capture = capture("text", model.config(), &cache, &both.0, Some(&both.1)).unwrap();
+        let asked = Asked {
+            context: &both.0,
+            reference: Some(&both.0),
+            probe: Some(&both.1),
+        };
+        let some = capture("text", model.config(), &cache, 1..2, asked).unwrap();
+        assert_eq!(some.layers, [1]);
+        let layer = some.layer(1).unwrap();
+        assert_eq!(layer.reference_query, layer.query, "they are given as they are");
+        let asked = Asked { reference: None, ..asked };
+        assert!(
+            capture("text", model.config(), &cache, 2..4, asked).is_err(),
+            "there are three layers"
+        );
+        let capture = capture("text", model.config(), &cache, 0..3, asked).unwrap();
         assert_eq!((capture.tokens, capture.next_position), (700, 700));
         for index in 0..3 {
             let layer = capture.layer(index).unwrap();

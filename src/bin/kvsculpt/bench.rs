@@ -121,11 +121,19 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     if arguments.csv {
         print(&csv_header())?;
     }
+    let outcome = measure_all(arguments, &generators, &requests, talk, &mut rows);
+    // What was measured before something failed is told.
+    let told = if rows.is_empty() { Ok(()) } else { print(&table(&rows)) };
+    outcome.and(told)
+}
+
+/// Measures every combination; rows for the table are left in `rows`, others printed as they come.
+fn measure_all(arguments: &Arguments, generators: &[Generator], requests: &[Request], talk: Talk, rows: &mut Vec<Row>) -> Result<()> {
     for &kind in &arguments.machine.engine {
         let mut machine = engine::open(&arguments.machine.one(kind), talk)?;
-        for generator in &generators {
+        for generator in generators {
             let capture = generator.capture(Dtype::F16)?;
-            for request in &requests {
+            for request in requests {
                 let row = measure(&mut machine, generator, &capture, request, arguments, talk)?;
                 if arguments.json {
                     print_json(&row)?;
@@ -137,7 +145,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
             }
         }
     }
-    if rows.is_empty() { Ok(()) } else { print(&table(&rows)) }
+    Ok(())
 }
 
 /// Every combination of what captures are made by.

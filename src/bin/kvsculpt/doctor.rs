@@ -21,7 +21,7 @@ use crate::{Talk, engine, print, print_json};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Test every adapter and the CPU engine
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["engine", "backend", "adapter"])]
     all: bool,
     /// Channels of keys and values that are tried
     #[arg(long, value_name = "CHANNELS", value_delimiter = ',', default_value = "64,128", value_parser = channels)]

@@ -1,7 +1,6 @@
 //! `eval`: does the model say the same with the short cache?
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
@@ -11,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::arguments::{EngineArguments, ModelArguments, TextArguments, VariantArguments, tokens};
 use super::passage::Passage;
 use super::progress::Progress;
+use super::queries::{Asking, QueriesKind};
 use super::recorded::Recorded;
 use super::results::Results;
 use super::session::Session;
-use super::variant::{MethodKind, PresetKind, Variant};
+use super::variant::{MethodKind, PresetKind, Short, Variant};
 use super::words::{self, changed, columns, label, number, perhaps};
 use crate::measure::Divergence;
 use crate::model::Products;
@@ -43,6 +43,9 @@ pub struct Arguments {
     next: usize,
     #[command(flatten)]
     variants: VariantArguments,
+    /// What heads are fitted to; each is measured
+    #[arg(long, value_name = "QUERIES,…", value_delimiter = ',', value_enum, default_value = "context")]
+    queries: Vec<QueriesKind>,
     /// Print JSON lines instead of the table
     #[arg(long)]
     json: bool,
@@ -76,6 +79,9 @@ pub struct Row {
     pub keep: f64,
     /// All options.
     pub options: Recorded,
+    /// What heads were fitted to, where not to the context's own queries.
+    #[serde(default, skip_serializing_if = "QueriesKind::is_usual")]
+    pub queries: QueriesKind,
     /// The file of sensitivities that errors were weighed by, if any was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivities: Option<String>,
@@ -93,12 +99,25 @@ pub struct Row {
     pub kl: Divergence,
 }
 
+impl Asking<'_> {
+    fn measure(&mut self, machine: &mut Machine, variant: &Variant, queries: QueriesKind, progress: &mut Progress) -> Result<Row> {
+        let name = format!("{} from character {}: {}", self.passage.text, self.passage.offset, label(variant));
+        progress.begin(name + &queries.changed());
+        let (short, seconds) = self.shorten(machine, variant, queries, progress)?;
+        self.passage.row(self.session, machine, variant, queries, short, seconds)
+    }
+}
+
 impl Passage {
-    fn measure(&self, session: &Session, machine: &mut Machine, variant: &Variant, progress: &mut Progress) -> Result<Row> {
-        progress.begin(format!("{} from character {}: {}", self.text, self.offset, label(variant)));
-        let started = Instant::now();
-        let short = variant.shorten(&self.capture, machine, progress)?;
-        let seconds = started.elapsed().as_secs_f64();
+    fn row(
+        &self,
+        session: &Session,
+        machine: &Machine,
+        variant: &Variant,
+        queries: QueriesKind,
+        short: Short,
+        seconds: f64,
+    ) -> Result<Row> {
         let cache = self.reading.cache.compressed(&short.compressed, session.model.device())?;
         let rows = self.full.rows();
         let found = follow(&session.model, &cache, &self.following[..rows], &mut ())?;
@@ -113,6 +132,7 @@ impl Passage {
             preset: variant.preset,
             keep: variant.keep,
             options: Recorded::of(&variant.options)?,
+            queries,
             sensitivities: variant.sensitivities(),
             source: self.capture.digest()?,
             engine: machine.name(),
@@ -142,17 +162,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for (path, offset) in arguments.texts.passages() {
         let passage = Passage::read(&session, path, offset, arguments.tokens, arguments.next, &mut progress)?;
         let (source, engine) = (passage.capture.digest()?, machine.name());
-        for variant in &variants {
+        let mut asking = Asking::new(&session, &passage);
+        for (variant, &queries) in variants
+            .iter()
+            .flat_map(|variant| arguments.queries.iter().map(move |queries| (variant, queries)))
+        {
             let same = |row: &Row| {
                 row.version == env!("CARGO_PKG_VERSION")
                     && row.source == source
                     && row.engine == engine
                     && row.method == variant.method
                     && row.next == arguments.next
+                    && row.queries == queries
                     && variant.made(&row.options, row.sensitivities.as_deref())
                     && row.model == session.name
             };
-            let row = results.once(same, || passage.measure(&session, &mut machine, variant, &mut progress))?;
+            let row = results.once(same, || asking.measure(&mut machine, variant, queries, &mut progress))?;
             if arguments.json {
                 progress.print(&serde_json::to_string(&row)?)?;
             }
@@ -245,5 +270,5 @@ fn way(row: &Row) -> String {
     if row.method == MethodKind::Full {
         return way;
     }
-    way + &changed(row.preset, Some(&row.options), row.sensitivities.as_deref())
+    way + &changed(row.preset, Some(&row.options), row.sensitivities.as_deref()) + &row.queries.changed()
 }

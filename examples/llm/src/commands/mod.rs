@@ -3,10 +3,12 @@
 pub mod arguments;
 pub mod capture;
 pub mod chat;
+pub mod choice;
 pub mod eval;
 pub mod haystack;
 pub mod passage;
 pub mod progress;
+pub mod queries;
 pub mod recorded;
 pub mod results;
 pub mod retrieval;

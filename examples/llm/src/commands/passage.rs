@@ -22,6 +22,8 @@ pub struct Passage {
     pub reading: Reading,
     /// What was seen, the queries of the tokens that follow as probes.
     pub capture: Capture,
+    /// The queries of the tokens that follow.
+    pub probe: Recorder,
     /// The tokens that follow, and one more: the last one's successor.
     pub following: Vec<u32>,
     /// What the model expects after each of the tokens that follow, over the full cache.
@@ -47,6 +49,7 @@ impl Passage {
             offset,
             reading,
             capture,
+            probe,
             following: following.to_vec(),
             full,
         })

@@ -9,7 +9,7 @@ use kvsculpt::budget::{Scope, Weights};
 use kvsculpt::cache::{Capture, Compressed, CompressedLayer};
 use kvsculpt::machine::Machine;
 use kvsculpt::options::{Allocator, Method, Split};
-use kvsculpt::solver::{Observer, Request};
+use kvsculpt::solver::{Observer, Outcome, Request};
 use serde::{Deserialize, Serialize};
 
 use super::recorded::Recorded;
@@ -242,22 +242,29 @@ impl Variant {
                 probe_error: None,
             });
         }
-        let request = Request {
+        let compression = machine.compress(capture, &self.request(), observer)?;
+        Ok(Short {
+            compressed: compression.compressed,
+            probe_error: probe_error(&compression.outcomes),
+        })
+    }
+
+    /// This way as the library is asked for it.
+    #[must_use]
+    pub fn request(&self) -> Request {
+        Request {
             options: self.options.clone(),
             weights: self.weighing.as_ref().map(|weighing| weighing.weights.clone()),
             ..Request::default()
-        };
-        let compression = machine.compress(capture, &request, observer)?;
-        let errors: Vec<f64> = compression
-            .outcomes
-            .iter()
-            .filter_map(|head| Some(head.result.probe?.merged))
-            .collect();
-        Ok(Short {
-            compressed: compression.compressed,
-            probe_error: (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64),
-        })
+        }
     }
+}
+
+/// Mean over heads of the merged output error on probe queries; none where there are none.
+#[must_use]
+pub fn probe_error(heads: &[Outcome]) -> Option<f64> {
+    let errors: Vec<f64> = heads.iter().filter_map(|head| Some(head.result.probe?.merged)).collect();
+    (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64)
 }
 
 /// All pairs of a capture in the form of a compressed cache; the last first, so that what checks the path with it does not only
