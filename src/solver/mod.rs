@@ -17,6 +17,7 @@ mod keys;
 mod line_search;
 mod plan;
 mod problem;
+mod recover;
 mod rows;
 mod rowset;
 mod seed;
@@ -29,13 +30,14 @@ pub use compress::{check, compress, compress_from};
 pub use estimate::{Estimate, estimate};
 pub use finished::{Finished, FinishedHead, Lengths};
 pub use judge::{Worth, judge};
+pub use recover::compress_recovering;
 
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Scope;
 use crate::budget::{Budgets, Curve, Weights};
 use crate::cache::{Compressed, Dtype};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::{Allocator, Options, Split, Target};
 use crate::reference;
 
@@ -244,6 +246,11 @@ pub trait Observer {
     fn decided(&mut self, lengths: &Lengths) -> Result<()> {
         let _ = lengths;
         Ok(())
+    }
+
+    /// Called where the machine failed and the work is tried again: on a fresh device, or with less memory (see [`compress_recovering`]).
+    fn retried(&mut self, why: &Error) {
+        let _ = why;
     }
 
     /// Called for each head as soon as it is finished, batch by batch. Under [`Target::MaxError`] a head may be finished several times,

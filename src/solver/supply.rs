@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::options::Split;
 
 /// Bytes of heads that are read at once where the request does not say what memory there is.
-const USUAL_SLICE: u64 = 1 << 30;
+pub(super) const USUAL_SLICE: u64 = 1 << 30;
 
 /// Where a head is in the capture.
 #[derive(Clone, Copy, Debug)]
