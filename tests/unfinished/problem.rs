@@ -54,14 +54,10 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         (
             "the paper",
             one_head(|options| {
-                let bias = options.bias;
-                *options = Options {
-                    keep: options.keep,
-                    steps: 2,
-                    tail: options.tail,
-                    ..Options::published()
-                };
-                options.bias = bias;
+                let (keep, tail) = (options.keep, options.tail);
+                *options = Options::published();
+                (options.keep, options.tail, options.steps, options.iterations) = (keep, tail, 2, 3);
+                options.budget = kvsculpt::options::Scope::Head;
             }),
         ),
     ]

@@ -86,11 +86,11 @@ pub(crate) fn open(
         ));
     }
     if unfinished.has_any {
-        let heads = unfinished.heads;
-        unfinished.note(&format!(
-            "going on from {heads} finished {}",
-            if heads == 1 { "head" } else { "heads" }
-        ));
+        unfinished.note(&match unfinished.heads {
+            0 => "going on from lengths that are decided; no head is finished".to_owned(),
+            1 => "going on from 1 finished head".to_owned(),
+            heads => format!("going on from {heads} finished heads"),
+        });
     }
     Ok((opened.finished, unfinished))
 }
@@ -153,10 +153,11 @@ impl Unfinished {
     pub(crate) fn leave(mut self, error: &Error) {
         self.finish();
         let path = self.path.display();
-        let kept = format!(
-            "{} finished heads are in {path}, and the same command with --resume goes on from there",
-            self.heads
-        );
+        let heads = match self.heads {
+            1 => "1 finished head is".to_owned(),
+            heads => format!("{heads} finished heads are"),
+        };
+        let kept = format!("{heads} in {path}, and the same command with --resume goes on from there");
         if matches!(error, Error::Cancelled) {
             self.interrupt.tell(match (self.has_any, self.heads) {
                 (true, 1..) => format!("interrupted; {kept}"),
