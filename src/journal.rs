@@ -189,9 +189,14 @@ impl Journal {
             contents = Contents::default();
         }
         if existing == Existing::Refuse && !is_worthless {
+            let what = match heads {
+                0 => "its lengths".to_owned(),
+                1 => "1 head".to_owned(),
+                heads => format!("{heads} heads"),
+            };
             return Err(Error::file(
                 path,
-                format!("holds what an interrupted run had finished ({heads} heads); --resume goes on from it, --restart begins anew"),
+                format!("holds what an interrupted run had finished ({what}); --resume goes on from it, --restart begins anew"),
             ));
         }
         if let Some(difference) = contents.origin.as_ref().and_then(|found| found.difference(origin)) {

@@ -99,7 +99,9 @@ pub fn compress_from<E: Engine>(
         None => {
             let plan = plan(&mut work, request)?;
             let lengths = Lengths::of(&plan);
-            work.observer.decided(&lengths)?;
+            if measures {
+                work.observer.decided(&lengths)?;
+            }
             work.finished.lengths = Some(lengths);
             plan
         }

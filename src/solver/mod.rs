@@ -239,7 +239,8 @@ pub trait Observer {
         true
     }
 
-    /// Called once, when it is decided how long heads will be; not where that was known before (see [`Finished`]).
+    /// Called once, when it is decided how long heads will be; not where nothing had to be measured for it, or it is in what was
+    /// [finished](Finished) before.
     ///
     /// # Errors
     /// The observer's own: the work ends with it.

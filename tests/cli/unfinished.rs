@@ -3,8 +3,10 @@
 #![cfg(unix)]
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -36,9 +38,17 @@ impl Place {
         let capture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2-layer20.safetensors");
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvsculpt"));
         command.arg("compress").arg(capture).arg("--output").arg(self.output());
-        command.args(["--engine", "cpu", "--keep", "0.1", "--steps", "2", "--iterations", "2"]);
-        // The least that the request gets along with, and so one head at a time.
-        command.args(["--memory", MEMORY]).args(more);
+        command.args(["--engine", "cpu", "--keep", "0.1", "--iterations", "2"]);
+        for [option, value] in [["--steps", "8"], ["--tolerance", "0"], ["--budget", "uniform"]] {
+            if !more.contains(&option) {
+                command.args([option, value]);
+            }
+        }
+        if !more.contains(&"--memory") {
+            // The least that the request gets along with, and so one head at a time.
+            command.args(["--memory", MEMORY.get_or_init(|| memory(&command))]);
+        }
+        command.args(more);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -66,17 +76,38 @@ impl Place {
     /// The bytes of a run that nothing ends, in a folder of its own, and how long it took.
     fn wanted(more: &[&str]) -> (Vec<u8>, Duration) {
         let place = Self::new();
+        // What it takes to know the least memory is not the run's.
+        let mut program = place.program(more);
         let begun = Instant::now();
-        succeeded(&place.run(more));
+        succeeded(&program.output().expect("the program starts"));
         assert!(!place.journal().exists(), "it is not needed any more");
         (fs::read(place.output()).expect("the output"), begun.elapsed())
     }
 }
 
-/// Holds one of the bundled capture's heads at a time.
-const MEMORY: &str = "17MiB";
+/// What one head takes on this machine.
+static MEMORY: OnceLock<String> = OnceLock::new();
+
+/// The least memory that the program takes for this command: it says what it needs where there is less.
+fn memory(command: &Command) -> String {
+    let mut memory = "1".to_owned();
+    loop {
+        let mut probe = Command::new(command.get_program());
+        probe.args(command.get_args()).args(["--memory", &memory]).stdin(Stdio::null());
+        let probe = probe.output().expect("the program starts");
+        if probe.status.success() {
+            return memory;
+        }
+        let said = text(&probe.stderr);
+        let needs = said.split("needs ").nth(1).and_then(|rest| rest.split(' ').next());
+        memory = needs.unwrap_or_else(|| panic!("{said}")).to_owned();
+    }
+}
+
 /// Steps enough that a run is not over before it can be ended.
-const LONG: [&str; 4] = ["--steps", "40", "--tolerance", "0"];
+const LONG: [&str; 2] = ["--steps", "60"];
+/// A disk that takes no file as large as the output, of which a head or two fit; all heads at once, their lengths by curves.
+const LARGE: [&str; 6] = ["--dtype", "f32", "--budget", "head", "--memory", "2GiB"];
 
 /// Went on from what was there, and says so.
 fn resumed(output: &Output) {
@@ -126,15 +157,18 @@ fn an_interrupt_keeps_what_is_finished_and_says_how_to_go_on() {
     let arguments = more(&place, ["budgets.json", "page.html"]);
     let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
-        let child = if code == 130 {
+        let mut child = if code == 130 {
             place.start_until_a_head_is_finished(&arguments)
         } else {
-            // On the way from the heads of before.
             arguments.push("--resume");
-            let child = place.start(&arguments);
-            std::thread::sleep(Duration::from_millis(300));
-            child
+            place.start(&arguments)
         };
+        if code == 143 {
+            // It listens from before it says so.
+            let mut note = [0; 20];
+            child.stderr.as_mut().expect("a pipe").read_exact(&mut note).expect("a note");
+            assert_eq!(&note, b"note: going on from ");
+        }
         let signalled = Command::new("kill").args([signal, &child.id().to_string()]).status();
         assert!(signalled.expect("`kill` is there").success());
         let ended = child.wait_with_output().expect("its end");
@@ -189,12 +223,11 @@ fn what_was_finished_is_neither_thrown_away_nor_mixed_with_other_work() {
     refused(&place.run(&["--restart"]), 3, &["short.safetensors.partial", "in the way"]);
 }
 
-/// A disk that takes files of so many bytes only.
 #[test]
 fn a_full_disk_leaves_no_output_and_keeps_what_fits() {
     let place = Place::new();
-    let (wanted, _) = Place::wanted(&["--dtype", "f32"]);
-    let program = place.program(&["--dtype", "f32"]);
+    let (wanted, _) = Place::wanted(&LARGE);
+    let program = place.program(&LARGE);
     // The limit is in blocks of 512 bytes; without the trap the signal that comes with it would end the program.
     let mut limited = Command::new("sh");
     limited.args(["-c", "trap '' XFSZ; ulimit -f 320; exec \"$0\" \"$@\""]);
@@ -211,6 +244,8 @@ fn a_full_disk_leaves_no_output_and_keeps_what_fits() {
     assert!(!place.output().exists());
     let files = fs::read_dir(place.0.path()).expect("the folder").count();
     assert_eq!(files, 1, "nothing but the journal was left behind");
-    resumed(&place.run(&["--dtype", "f32", "--resume"]));
+    let mut again = LARGE.to_vec();
+    again.push("--resume");
+    resumed(&place.run(&again));
     assert!(fs::read(place.output()).expect("the output") == wanted);
 }

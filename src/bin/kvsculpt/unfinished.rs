@@ -153,18 +153,17 @@ impl Unfinished {
     pub(crate) fn leave(mut self, error: &Error) {
         self.finish();
         let path = self.path.display();
-        let heads = match self.heads {
-            1 => "1 finished head is".to_owned(),
-            heads => format!("{heads} finished heads are"),
+        let kept = match self.heads {
+            0 => format!("the lengths that were decided are in {path}"),
+            1 => format!("1 finished head is in {path}"),
+            heads => format!("{heads} finished heads are in {path}"),
         };
-        let kept = format!("{heads} in {path}, and the same command with --resume goes on from there");
+        let kept = format!("{kept}, and the same command with --resume goes on from there");
         if matches!(error, Error::Cancelled) {
-            self.interrupt.tell(match (self.has_any, self.heads) {
-                (true, 1..) => format!("interrupted; {kept}"),
-                (true, 0) => format!(
-                    "interrupted; no head is finished, but lengths are decided, and the same command with --resume goes on from {path}"
-                ),
-                (false, _) => "interrupted before anything was finished".to_owned(),
+            self.interrupt.tell(if self.has_any {
+                format!("interrupted; {kept}")
+            } else {
+                "interrupted before anything was finished".to_owned()
             });
         } else if self.has_any {
             self.note(&kept);
