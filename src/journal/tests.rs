@@ -101,6 +101,7 @@ fn a_torn_or_damaged_end_is_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
     let wanted = written(&path);
+    let mine = origin(|_| ());
     let whole = fs::read(&path).unwrap();
     let is_begin = |found: &Finished| {
         found
@@ -117,13 +118,13 @@ fn a_torn_or_damaged_end_is_dropped() {
     let mut counts = std::collections::BTreeSet::new();
     for cut in 0..whole.len() {
         fs::write(&path, &whole[..cut]).unwrap();
-        let mut opened = Journal::open(&path, &origin(|_| ()), Existing::Resume).unwrap();
+        let mut opened = Journal::open(&path, &mine, Existing::Resume).unwrap();
         assert!(is_begin(&opened.finished), "cut at {cut}: {:?}", opened.finished);
         let count = opened.finished.heads.len();
         counts.insert(count);
         opened.journal.add_head(&head(9)).unwrap();
         drop(opened);
-        let again = Journal::open(&path, &origin(|_| ()), Existing::Resume).unwrap();
+        let again = Journal::open(&path, &mine, Existing::Resume).unwrap();
         assert_eq!((again.finished.heads.len(), again.dropped), (count + 1, 0), "cut at {cut}");
     }
     assert_eq!(counts.into_iter().collect::<Vec<_>>(), [0, 1, 2]);
@@ -131,7 +132,7 @@ fn a_torn_or_damaged_end_is_dropped() {
         let mut damaged = whole.clone();
         damaged[place] ^= 0x20;
         fs::write(&path, &damaged).unwrap();
-        let opened = Journal::open(&path, &origin(|_| ()), Existing::Resume).unwrap();
+        let opened = Journal::open(&path, &mine, Existing::Resume).unwrap();
         assert!(
             is_begin(&opened.finished) && opened.finished.heads.len() < 3,
             "changed at {place}: {:?}",
