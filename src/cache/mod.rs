@@ -25,7 +25,7 @@ pub use output::write_whole;
 pub use rope::{Pairing, Rope};
 
 pub(crate) use container::{Container, shown};
-pub(crate) use output::{Entry, Output};
+pub(crate) use output::{Entry, Output, unwritable};
 pub(crate) use source::{Source, unreadable};
 
 use half::{bf16, f16};

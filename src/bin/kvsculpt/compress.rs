@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kvsculpt::cache::{Capture, Compressed, write_whole};
-use kvsculpt::solver::{Request, check};
+use kvsculpt::journal::Journal;
+use kvsculpt::machine::{Machine, Measured};
+use kvsculpt::solver::{Compression, Request, check};
 use kvsculpt::{Error, Result};
 
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
 use crate::progress::Progress;
 use crate::report::{Report, Written};
+use crate::unfinished::{self, UnfinishedArguments};
 use crate::{Talk, dry_run, engine, print, print_json, table, timings};
 
 /// Compress a capture.
@@ -41,6 +44,8 @@ pub(crate) struct Arguments {
     /// Print too what each kernel cost by the GPU's clock, or each operation of the CPU engine
     #[arg(long)]
     timings: bool,
+    #[command(flatten)]
+    unfinished: UnfinishedArguments,
     #[command(flatten)]
     options: OptionArguments,
     #[command(flatten)]
@@ -76,25 +81,46 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         // Where the device has no clock, the table says what stands in its stead.
         machine.enable_timings();
     }
-    let mut progress = Progress::new(talk, request.decided());
-    let (compression, measured) = machine.compress_measured(&capture, &request, &mut progress)?;
-    progress.finish();
+    let progress = Progress::new(talk, request.decided());
+    let work = (&capture, &request);
+    let (mut finished, mut unfinished) = unfinished::open(arguments.unfinished, output, work, &machine, (talk, progress))?;
+    let made = machine.compress_from(&capture, &request, &mut finished, &mut unfinished);
+    unfinished.finish();
+    match made.and_then(|made| write(arguments, output, &machine, &request, &made, started)) {
+        Ok(()) => unfinished.remove(),
+        Err(error) => {
+            unfinished.leave(&error);
+            Err(error)
+        }
+    }
+}
+
+/// Writes the output and what was asked for beside it, and says what was done.
+fn write(
+    arguments: &Arguments,
+    output: &Path,
+    machine: &Machine,
+    request: &Request,
+    (compression, measured): &(Compression, Measured),
+    started: Instant,
+) -> Result<()> {
     let write = Instant::now();
     let written = Written {
         path: output,
         bytes: compression.compressed.write(output)?,
         seconds: write.elapsed().as_secs_f64(),
     };
+    let lengths = &arguments.options.lengths;
     if let Some(path) = lengths.destination() {
         compression.budgets.write(path)?;
     }
     let seconds = started.elapsed().as_secs_f64();
-    let mut report = Report::new(&arguments.capture, Some(written), &machine, &request.options, &compression, seconds);
+    let mut report = Report::new(&arguments.capture, Some(written), machine, &request.options, compression, seconds);
     if arguments.timings {
-        report.measured = Some(&measured);
+        report.measured = Some(measured);
     }
     if let Some(path) = &arguments.report {
-        write_whole(path, report.page(&compression).as_bytes())?;
+        write_whole(path, report.page(compression).as_bytes())?;
     }
     if arguments.json {
         return print_json(&report);
@@ -136,6 +162,12 @@ fn check_outputs(arguments: &Arguments, output: &Path) -> Result<()> {
         return refuse(source, "is read, and would be lost; choose another path for --output");
     }
     Compressed::check_writable(output)?;
+    let journal = Journal::path_of(output);
+    let beside = [Some(capture), arguments.report.as_deref(), arguments.options.lengths.destination()];
+    let mut files = beside.into_iter().flatten().chain(arguments.options.sources());
+    if let Some(file) = files.find(|file| is_same(file, &journal)) {
+        return refuse(file, "is where what is finished of the output is kept; choose another path");
+    }
     if let Some(page) = &arguments.report {
         let mut others = [capture, output].into_iter();
         let options = &arguments.options;
