@@ -51,6 +51,7 @@
 pub mod batch;
 pub mod budget;
 pub mod cache;
+pub mod compressor;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 pub mod engine;

@@ -95,6 +95,19 @@ impl Gpu {
         }
     }
 
+    /// Hands over what is recorded and waits until the device has done all of it.
+    ///
+    /// # Errors
+    /// What went wrong so far; [`Error::Timeout`] where a portion takes too long.
+    pub fn finish(&mut self) -> Result<()> {
+        if self.unsubmitted_bytes > 0 {
+            self.flush_all()?;
+        } else {
+            self.flush()?;
+        }
+        self.wait()
+    }
+
     /// Hands over also what was only written.
     pub(super) fn flush_all(&mut self) -> Result<()> {
         let recording = self.take_recording();

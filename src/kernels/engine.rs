@@ -215,6 +215,14 @@ impl Engine for GpuEngine {
         self.gpu.read(array)
     }
 
+    fn defers(&self) -> bool {
+        true
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        self.gpu.finish()
+    }
+
     fn copy_pairs(&mut self, table: &Table, width: u32, source: &Array, target: &mut Array) -> Result<()> {
         let (kernels, gpu) = self.parts(table.dims)?;
         ready(&mut kernels.copy_pairs, || CopyPairs::new(gpu, &kernels.spec))?.record(gpu, table, width, source, target)
