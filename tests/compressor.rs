@@ -57,13 +57,13 @@ fn capture() -> Arc<Capture> {
 }
 
 /// Few rows, so that a software driver is done soon; chunks and biases, so that every operation is there.
-fn request(memory: Option<u64>) -> Request {
+fn request(at_once: Option<usize>) -> Request {
     let mut options = Options::default();
     (options.context_rows, options.validation_rows, options.recent_rows) = (40, 16, Some(16));
     (options.tail, options.chunk, options.bias, options.steps) = (Tail::Pairs(20), 180, true, 2);
     Request {
         options,
-        memory,
+        at_once,
         ..Request::default()
     }
 }
@@ -191,8 +191,8 @@ mod cpu {
 
     #[test]
     fn ended_in_the_middle_it_leaves_finished_heads_and_goes_on_from_them() {
-        // So little memory that there are several batches.
-        let request = request(Some(3 << 20));
+        // A head is in two chunks, so batches of five end at different heads.
+        let request = request(Some(5));
         let wanted = in_one_go(&request);
         let count = Count::default();
         let (engine, observer) = (CpuEngine::new(), count.clone());

@@ -35,7 +35,7 @@
 //!
 //! A thread that waits costs nothing. A `step` returns when its time is up, even where a portion takes longer than foretold; that one
 //! ends on the compressor's thread, and [`settle`](Compressor::settle) waits for it. What cannot be cut is one operation on one head (or
-//! [chunk](crate::Options::chunk)), the upload of one array (of a batch that [`Request::memory`](crate::solver::Request::memory) keeps
+//! [chunk](crate::Options::chunk)), the upload of one array (of a batch that [`Request::memory`] or [`Request::at_once`] keeps
 //! small), and the compiling of a kernel where a GPU needs it first.
 //! Work between two operations that is the host's alone, such as reading a head from the capture, may go on after a step.
 //!
@@ -187,7 +187,30 @@ impl<M: Driven> Compressor<M> {
     }
 
     /// Prepares a compression that goes on from what [another](Ended::finished) of the same capture and request finished, with an
-    /// observer, which is called on the compressor's thread while a step has given it leave.
+    /// observer, which is called on the compressor's thread.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+    /// # let capture = std::sync::Arc::new(capture);
+    /// use std::{sync::Arc, time::Duration};
+    /// use kvsculpt::{compressor::Compressor, cpu::CpuEngine, options::Method, solver::Request};
+    ///
+    /// let mut request = Request { at_once: Some(1), ..Request::default() };
+    /// request.options.method = Method::Select;
+    /// let mut compressor = Compressor::new(CpuEngine::new(), Arc::clone(&capture), request.clone())?;
+    /// while compressor.progress().finished == 0 {
+    ///     let _ = compressor.step(Duration::from_millis(1));
+    /// }
+    /// // The user has closed the window; what is finished is kept, and may be written to a file with serde.
+    /// let ended = compressor.end();
+    /// assert_eq!(ended.finished.heads.len(), 1);
+    /// # let Some(engine) = ended.machine else { return Ok(()) };
+    /// let again = Compressor::resume(engine, capture, request, ended.finished, ())?;
+    /// assert_eq!(again.finish()?.outcomes.len(), 3);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`new`](Self::new).

@@ -30,6 +30,16 @@ use crate::error::{Error, Result};
 use crate::gpu::{Array, Element, Gpu};
 
 /// The engine that runs WGSL kernels on a GPU.
+///
+/// ```no_run
+/// use kvsculpt::{gpu::{Gpu, Selection}, kernels::GpuEngine, solver::{Request, compress}};
+///
+/// # let capture = kvsculpt::cache::Capture::open(std::path::Path::new("cache.safetensors"))?;
+/// // Or on an application's own device: Gpu::from_device.
+/// let mut engine = GpuEngine::new(Gpu::open(&Selection::default())?)?;
+/// let short = compress(&mut engine, &capture, &Request::default(), &mut ())?;
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct GpuEngine {
     gpu: Gpu,
