@@ -44,6 +44,13 @@ pub(super) enum Answer {
     Settle,
 }
 
+/// Whether so many seconds from now are over by then.
+fn fits(seconds: f64, end: Instant) -> bool {
+    let left = end.saturating_duration_since(Instant::now());
+    !left.is_zero() && seconds <= left.as_secs_f64()
+}
+
+/// Both sides' state, and what wakes them.
 #[derive(Debug)]
 pub(super) struct Gate {
     state: Mutex<State>,
@@ -91,7 +98,7 @@ impl Gate {
                     self.changed.notify_all();
                     break;
                 }
-                Leave::Until { end, .. } if seconds <= end.saturating_duration_since(Instant::now()).as_secs_f64() => break,
+                Leave::Until { end, .. } if fits(seconds, end) => break,
                 _ if !is_settled => return Ok(Answer::Settle),
                 _ => {
                     state.leave = Leave::None;
