@@ -20,7 +20,7 @@ const FRAME: Duration = Duration::from_micros(16_667);
 /// Frames without compression.
 const ALONE: usize = 120;
 /// Points that a frame moves.
-const POINTS: u32 = 1 << 16;
+const POINTS: u32 = 1 << 14;
 
 const POINTS_SHADER: &str = "
 @group(0) @binding(0) var<storage, read_write> points: array<vec4<f32>>;
@@ -182,7 +182,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let (mut scene, [driven, blocking]) = if on_cpu {
         let machines = [Machine::Cpu(CpuEngine::new()), Machine::Cpu(CpuEngine::new())];
-        (Scene::Host(vec![0.5; POINTS as usize / 8]), machines)
+        (Scene::Host(vec![0.5; POINTS as usize / 2]), machines)
     } else {
         on_device()?
     };
@@ -211,7 +211,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!(
         "compressed in {seconds:.2} s beside frames, in {portions} portions; without frames or pause in {blocked:.2} s; {:.1} times as long; {}",
         seconds / blocked,
-        if short.compressed == wanted.compressed { "the same pairs" } else { "OTHER PAIRS" }
+        if short.compressed == wanted.compressed {
+            "the same pairs"
+        } else {
+            "OTHER PAIRS"
+        }
     );
     Ok(())
 }

@@ -207,7 +207,12 @@ mod cpu {
         assert!(heads > 0 && heads < LAYERS * HEADS, "{heads} heads finished");
         for head in &finished.heads {
             assert!(wanted.outcomes.contains(&head.outcome));
-            let layer = wanted.compressed.layers.iter().find(|layer| layer.index == head.outcome.layer).unwrap();
+            let layer = wanted
+                .compressed
+                .layers
+                .iter()
+                .find(|layer| layer.index == head.outcome.layer)
+                .unwrap();
             let before: usize = layer.lengths[..head.outcome.head].iter().sum();
             let pairs = before * DIM..(before + head.outcome.kept) * DIM;
             assert_eq!(head.key, layer.key[pairs.clone()]);
@@ -259,7 +264,11 @@ mod cpu {
         };
         let ended = resume(Box::new(Breaks));
         assert!(ended.machine.is_none());
-        assert!(matches!(&ended.result, Err(Error::Panicked(said)) if said.contains("on purpose")), "{:?}", ended.result.err());
+        assert!(
+            matches!(&ended.result, Err(Error::Panicked(said)) if said.contains("on purpose")),
+            "{:?}",
+            ended.result.err()
+        );
         let ended = resume(Box::new(Refuses));
         assert!(ended.machine.is_some());
         assert!(matches!(ended.result, Err(Error::Cancelled)));

@@ -426,10 +426,16 @@ fn two_share_a_device_and_its_handlers_stay_the_applications() {
     let (info, device, queue) = app_device(wgpu::Features::IMMEDIATES, 128);
     let heard = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let hears = std::sync::Arc::clone(&heard);
-    device.on_uncaptured_error(std::sync::Arc::new(move |error: wgpu::Error| hears.lock().unwrap().push(error.to_string())));
+    device.on_uncaptured_error(std::sync::Arc::new(move |error: wgpu::Error| {
+        hears.lock().unwrap().push(error.to_string())
+    }));
     let mut both = [(); 2].map(|()| Gpu::from_device(info.clone(), device.clone(), queue.clone()).unwrap());
-    let kernels = both.each_ref().map(|gpu| Kernel::new(gpu, &source("scale", SCALE), "main").unwrap());
-    let arrays = both.each_mut().map(|gpu| (gpu.upload("from", &[1.0, 2.0]).unwrap(), gpu.zeros("to", 2).unwrap()));
+    let kernels = both
+        .each_ref()
+        .map(|gpu| Kernel::new(gpu, &source("scale", SCALE), "main").unwrap());
+    let arrays = both
+        .each_mut()
+        .map(|gpu| (gpu.upload("from", &[1.0, 2.0]).unwrap(), gpu.zeros("to", 2).unwrap()));
     // Recorded in turn, each in its own order.
     for factor in [3.0, 5.0] {
         for ((gpu, kernel), (from, to)) in both.iter_mut().zip(&kernels).zip(&arrays) {
@@ -441,7 +447,11 @@ fn two_share_a_device_and_its_handlers_stay_the_applications() {
     }
     // A mistake of one is its own error: neither the other's, nor the application's.
     let [one, other] = &mut both;
-    let wrong = Kernel::<()>::new(one, &source("wrong", "@compute @workgroup_size(1) fn main() { nonsense(); }"), "main");
+    let wrong = Kernel::<()>::new(
+        one,
+        &source("wrong", "@compute @workgroup_size(1) fn main() { nonsense(); }"),
+        "main",
+    );
     assert!(wrong.is_err());
     assert_eq!(other.read(&arrays[1].1).unwrap(), [5.5, 10.5]);
     assert!(heard.lock().unwrap().is_empty());

@@ -110,7 +110,11 @@ impl<'a, E: Engine> Portions<'a, E> {
             self.settle()?;
         }
         let seconds = foretold.unwrap_or(0.0);
-        while self.gate.pass(self.pending.foretold + seconds, self.pending.operations.is_empty())? == Answer::Settle {
+        while self
+            .gate
+            .pass(self.pending.foretold + seconds, self.pending.operations.is_empty())?
+            == Answer::Settle
+        {
             self.settle()?;
         }
         let started = Instant::now();
@@ -140,7 +144,11 @@ impl<'a, E: Engine> Portions<'a, E> {
 
     /// Learns from what was handed over, all of which is done.
     fn learn(&mut self) {
-        let Pending { operations, foretold, since } = mem::take(&mut self.pending);
+        let Pending {
+            operations,
+            foretold,
+            since,
+        } = mem::take(&mut self.pending);
         if let Some(since) = since {
             self.pace.corrected(&operations, foretold, since.elapsed().as_secs_f64());
         }
@@ -239,7 +247,9 @@ impl<E: Engine> Engine for Portions<'_, E> {
 
     fn copy_pairs(&mut self, table: &Self::Table, width: u32, source: &E::Array, target: &mut E::Array) -> Result<()> {
         let work = |head: &Head| elements(head, width);
-        self.by_parts("copy_pairs", table, work, |engine, part| engine.copy_pairs(part, width, source, target))
+        self.by_parts("copy_pairs", table, work, |engine, part| {
+            engine.copy_pairs(part, width, source, target)
+        })
     }
 
     fn attention(
@@ -269,7 +279,9 @@ impl<E: Engine> Engine for Portions<'_, E> {
         scores: &mut E::Array,
     ) -> Result<()> {
         let work = |head: &Head| weights(head) * channels(table.dims).0;
-        self.by_parts("scores", table, work, |engine, part| engine.scores(part, queries, keys, state, scale, scores))
+        self.by_parts("scores", table, work, |engine, part| {
+            engine.scores(part, queries, keys, state, scale, scores)
+        })
     }
 
     fn effects(
@@ -358,7 +370,9 @@ impl<E: Engine> Engine for Portions<'_, E> {
 
     fn rhs(&mut self, table: &Self::Table, weights: &E::Array, error: &E::Array, rows: Range<u32>, rhs: &mut E::Array) -> Result<()> {
         let work = |head: &Head| in_block(head, &rows) * elements(head, table.dims.value_dim);
-        self.by_parts("rhs", table, work, |engine, part| engine.rhs(part, weights, error, rows.clone(), rhs))
+        self.by_parts("rhs", table, work, |engine, part| {
+            engine.rhs(part, weights, error, rows.clone(), rhs)
+        })
     }
 
     fn cholesky(
@@ -370,17 +384,12 @@ impl<E: Engine> Engine for Portions<'_, E> {
         scalars: &mut E::Array,
     ) -> Result<()> {
         let work = |head: &Head| f64::from(head.pairs).powi(3) / 3.0;
-        self.by_parts("cholesky", table, work, |engine, part| engine.cholesky(part, gram, ridge, factor, scalars))
+        self.by_parts("cholesky", table, work, |engine, part| {
+            engine.cholesky(part, gram, ridge, factor, scalars)
+        })
     }
 
-    fn solve(
-        &mut self,
-        table: &Self::Table,
-        factor: &E::Array,
-        rhs: &E::Array,
-        anchor: &E::Array,
-        values: &mut E::Array,
-    ) -> Result<()> {
+    fn solve(&mut self, table: &Self::Table, factor: &E::Array, rhs: &E::Array, anchor: &E::Array, values: &mut E::Array) -> Result<()> {
         let work = |head: &Head| elements(head, head.pairs) * 2.0 * channels(table.dims).1;
         self.by_parts("solve", table, work, |engine, part| engine.solve(part, factor, rhs, anchor, values))
     }
@@ -394,12 +403,16 @@ impl<E: Engine> Engine for Portions<'_, E> {
         trial: &mut E::Array,
     ) -> Result<()> {
         let work = |head: &Head| elements(head, table.dims.dim);
-        self.by_parts("step", table, work, |engine, part| engine.step(part, origin, direction, lengths, trial))
+        self.by_parts("step", table, work, |engine, part| {
+            engine.step(part, origin, direction, lengths, trial)
+        })
     }
 
     fn slope(&mut self, table: &Self::Table, gradient: &E::Array, direction: &E::Array, scalars: &mut E::Array) -> Result<()> {
         let work = |head: &Head| elements(head, table.dims.dim);
-        self.by_parts("slope", table, work, |engine, part| engine.slope(part, gradient, direction, scalars))
+        self.by_parts("slope", table, work, |engine, part| {
+            engine.slope(part, gradient, direction, scalars)
+        })
     }
 
     fn lbfgs_direction(

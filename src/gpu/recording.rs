@@ -94,7 +94,11 @@ impl Gpu {
     /// # Errors
     /// As [`flush`](Self::flush).
     pub fn announce(&mut self, work: f64) -> Result<()> {
-        if self.recording.as_ref().is_some_and(|recording| recording.work > 0.0 && recording.work + work > WORK) {
+        if self
+            .recording
+            .as_ref()
+            .is_some_and(|recording| recording.work > 0.0 && recording.work + work > WORK)
+        {
             self.flush()?;
         }
         let mut recording = self.take_recording();
