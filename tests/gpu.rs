@@ -466,3 +466,27 @@ fn two_share_a_device_and_its_handlers_stay_the_applications() {
     assert_eq!(heard.lock().unwrap().len(), 1);
     assert_eq!(other.read(&arrays[1].1).unwrap(), [5.5, 10.5]);
 }
+
+#[test]
+fn a_submission_is_bounded_by_the_work_announced() {
+    let mut gpu = open();
+    let kernel = Kernel::new(&gpu, &source("scale", SCALE), "main").unwrap();
+    let from = gpu.upload("from", &[1.0, 2.0]).unwrap();
+    let to = gpu.zeros("to", 2).unwrap();
+    let mut submissions = |work: f64| {
+        gpu.flush().unwrap();
+        let before = gpu.submissions();
+        for _ in 0..6 {
+            gpu.announce(work).unwrap();
+            scale(&kernel, &mut gpu, &from, &to, 3.0, 0.5).unwrap();
+        }
+        gpu.flush().unwrap();
+        assert_eq!(gpu.read(&to).unwrap(), [3.5, 6.5]);
+        // Reading is one more.
+        gpu.submissions() - before - 1
+    };
+    assert_eq!(submissions(1e6), 1);
+    assert_eq!(submissions(1.5e10), 3);
+    // What is too much alone goes alone.
+    assert_eq!(submissions(1e13), 6);
+}

@@ -1,6 +1,5 @@
 //! An engine whose operations are done in portions: cut by heads so that each is short, and none begun without leave.
 
-use std::cell::RefCell;
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,6 +7,7 @@ use std::time::Instant;
 
 use super::gate::{Answer, Gate};
 use super::pace::Pace;
+use super::table::Table;
 use crate::engine::{Dims, Engine, Evaluated, Evaluation, Head, History, WEIGHT_ROWS};
 use crate::error::Result;
 
@@ -35,43 +35,6 @@ struct Pending {
     since: Option<Instant>,
 }
 
-/// A table, and the tables of its parts for every way in which operations have cut it.
-#[derive(Debug)]
-pub(super) struct Table<T> {
-    dims: Dims,
-    heads: Vec<Head>,
-    /// What it was made with: every part is made for as many.
-    capacity: Vec<Head>,
-    parts: RefCell<Parts<T>>,
-}
-
-#[derive(Debug)]
-struct Parts<T> {
-    cuts: Vec<(Vec<Range<usize>>, Vec<T>)>,
-    /// Those of heads that are no longer in the table.
-    spare: Vec<T>,
-}
-
-impl<T> Parts<T> {
-    /// The tables of a cut, made or filled anew where it is a new one.
-    fn of_cut<E: Engine<Table = T>>(&mut self, engine: &mut E, table: &Table<T>, ranges: Vec<Range<usize>>) -> Result<&[T]> {
-        if let Some(found) = self.cuts.iter().position(|(known, _)| *known == ranges) {
-            return Ok(&self.cuts[found].1);
-        }
-        let mut made = Vec::with_capacity(ranges.len());
-        for range in &ranges {
-            let mut part = match self.spare.pop() {
-                Some(spare) => spare,
-                None => engine.table(table.dims, &table.capacity)?,
-            };
-            engine.set_table(&mut part, &table.heads[range.clone()])?;
-            made.push(part);
-        }
-        self.cuts.push((ranges, made));
-        Ok(self.cuts.last().map_or(&[], |(_, made)| made))
-    }
-}
-
 impl<'a, E: Engine> Portions<'a, E> {
     pub(super) fn new(engine: &'a mut E, gate: Arc<Gate>) -> Self {
         Self {
@@ -96,7 +59,7 @@ impl<'a, E: Engine> Portions<'a, E> {
         let work: Vec<f64> = table.heads.iter().map(work).collect();
         let ranges = self.pace.cut(operation, &work, self.gate.portion());
         let mut parts = table.parts.borrow_mut();
-        let parts = parts.of_cut(self.engine, table, ranges.clone())?;
+        let parts = parts.of_cut(self.engine, table, &ranges)?;
         for (range, part) in ranges.into_iter().zip(parts) {
             self.portion(operation, work[range].iter().sum(), |engine| run(engine, part))?;
         }
@@ -192,24 +155,11 @@ impl<E: Engine> Engine for Portions<'_, E> {
     }
 
     fn table(&mut self, dims: Dims, heads: &[Head]) -> Result<Self::Table> {
-        // One that the engine refuses is to be refused here.
-        let spare = vec![self.engine.table(dims, heads)?];
-        Ok(Table {
-            dims,
-            heads: heads.to_vec(),
-            capacity: heads.to_vec(),
-            parts: RefCell::new(Parts { cuts: Vec::new(), spare }),
-        })
+        Table::new(self.engine, dims, heads)
     }
 
     fn set_table(&mut self, table: &mut Self::Table, heads: &[Head]) -> Result<()> {
-        if heads == table.heads {
-            return Ok(());
-        }
-        let parts = table.parts.get_mut();
-        let unused = mem::take(&mut parts.cuts).into_iter().flat_map(|(_, tables)| tables);
-        parts.spare.extend(unused);
-        heads.clone_into(&mut table.heads);
+        table.set(heads);
         Ok(())
     }
 
