@@ -56,6 +56,7 @@ pub struct CompressedHead<'a> {
 ///
 /// let mut request = Request::default();
 /// request.options.method = Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
 /// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?.compressed;
 /// for layer in &short.layers {
 ///     for head in layer.heads() {

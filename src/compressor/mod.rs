@@ -11,6 +11,7 @@
 //! # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
 //! # let mut request = Request::default();
 //! # request.options.method = kvsculpt::options::Method::SelectFit;
+//! # request.options.budget = kvsculpt::options::Scope::Uniform;
 //! let mut compressor = Compressor::new(CpuEngine::new(), capture, request)?;
 //! // Once a frame: at most 4 ms, then the frame itself.
 //! while let Step::Working(progress) = compressor.step(Duration::from_millis(4)) {
@@ -200,6 +201,7 @@ impl<M: Driven> Compressor<M> {
     ///
     /// let mut request = Request { at_once: Some(1), ..Request::default() };
     /// request.options.method = Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
     /// let mut compressor = Compressor::new(CpuEngine::new(), Arc::clone(&capture), request.clone())?;
     /// while compressor.progress().finished == 0 {
     ///     let _ = compressor.step(Duration::from_millis(1));

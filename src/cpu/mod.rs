@@ -51,6 +51,7 @@ impl Table {
 ///
 /// let mut request = Request::default();
 /// request.options.method = Method::SelectFit;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
 /// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
 /// let (before, after) = short.bytes();
 /// assert!(after < before / 3);

@@ -259,6 +259,7 @@ fn one() -> usize {
 ///
 /// let mut request = Request::default();
 /// request.options.method = Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
 /// let ended = compress(&mut CpuEngine::new(), &capture, &request, &mut Until(0.1));
 /// assert!(matches!(ended, Err(Error::Cancelled)));
 /// # }
