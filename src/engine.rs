@@ -231,6 +231,19 @@ pub trait Engine {
     /// Whatever went wrong since the last read: lost device, time-out, out of memory.
     fn read(&mut self, array: &Self::Array) -> Result<Vec<f32>>;
 
+    /// Whether operations may return before their work is done.
+    fn defers(&self) -> bool {
+        false
+    }
+
+    /// Finishes all work so far. An engine that [defers](Self::defers) nothing has nothing to do.
+    ///
+    /// # Errors
+    /// As [`Engine::read`].
+    fn wait(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// `target ← source` for the pairs of the table's heads, `width` floats a pair.
     ///
     /// # Errors

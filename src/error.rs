@@ -99,6 +99,9 @@ pub enum Error {
         /// The operations that are wrong, or why it could not be tested.
         failed: String,
     },
+    /// The work met a mistake of this crate, or of an engine or observer of the caller's, where it panicked.
+    #[error("the work broke down: {0}; this is a mistake in the program, please report it")]
+    Panicked(String),
     /// The caller's [`Observer`](crate::solver::Observer) asked to stop.
     #[error("stopped before the end, as asked")]
     Cancelled,

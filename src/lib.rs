@@ -27,6 +27,7 @@
 //! The method is written once, in [`solver`], against the trait [`engine::Engine`]. Two engines implement it:
 //! [`kernels::GpuEngine`], handwritten WGSL on Vulkan, Metal or DX12, and [`cpu::CpuEngine`] (feature `cpu`) for machines
 //! without a GPU; [`machine`] chooses between them. Both are held to [`mod@reference`], plain f64 loops.
+//! [`compressor`] drives the work in bounded slices, so that an application keeps its frame rate.
 //!
 //! # Example
 //!
@@ -51,6 +52,7 @@
 pub mod batch;
 pub mod budget;
 pub mod cache;
+pub mod compressor;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 pub mod engine;

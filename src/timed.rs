@@ -146,6 +146,14 @@ impl<E: Engine> Engine for Timed<'_, E> {
         Ok(data)
     }
 
+    fn defers(&self) -> bool {
+        self.engine.defers()
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        self.time("wait", Engine::wait)
+    }
+
     fn copy_pairs(&mut self, table: &E::Table, width: u32, source: &E::Array, target: &mut E::Array) -> Result<()> {
         self.time("copy_pairs", |engine| engine.copy_pairs(table, width, source, target))
     }

@@ -420,3 +420,73 @@ fn dispatches_are_timed_where_the_device_has_a_clock() {
         assert!(timings[0].dispatches <= 100 && timings[0].seconds > 0.0, "{timings:?}");
     }
 }
+
+#[test]
+fn two_share_a_device_and_its_handlers_stay_the_applications() {
+    let (info, device, queue) = app_device(wgpu::Features::IMMEDIATES, 128);
+    let heard = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let hears = std::sync::Arc::clone(&heard);
+    device.on_uncaptured_error(std::sync::Arc::new(move |error: wgpu::Error| {
+        hears.lock().unwrap().push(error.to_string())
+    }));
+    let mut both = [(); 2].map(|()| Gpu::from_device(info.clone(), device.clone(), queue.clone()).unwrap());
+    let kernels = both
+        .each_ref()
+        .map(|gpu| Kernel::new(gpu, &source("scale", SCALE), "main").unwrap());
+    let arrays = both
+        .each_mut()
+        .map(|gpu| (gpu.upload("from", &[1.0, 2.0]).unwrap(), gpu.zeros("to", 2).unwrap()));
+    // Recorded in turn, each in its own order.
+    for factor in [3.0, 5.0] {
+        for ((gpu, kernel), (from, to)) in both.iter_mut().zip(&kernels).zip(&arrays) {
+            scale(kernel, gpu, from, to, factor, 0.5).unwrap();
+        }
+    }
+    for (gpu, (_, to)) in both.iter_mut().zip(&arrays) {
+        assert_eq!(gpu.read(to).unwrap(), [5.5, 10.5]);
+    }
+    // A mistake of one is its own error: neither the other's, nor the application's.
+    let [one, other] = &mut both;
+    let wrong = Kernel::<()>::new(
+        one,
+        &source("wrong", "@compute @workgroup_size(1) fn main() { nonsense(); }"),
+        "main",
+    );
+    assert!(wrong.is_err());
+    assert_eq!(other.read(&arrays[1].1).unwrap(), [5.5, 10.5]);
+    assert!(heard.lock().unwrap().is_empty());
+    // The application's mistakes still reach it.
+    let descriptor = wgpu::BufferDescriptor {
+        label: None,
+        size: u64::MAX - 15,
+        usage: wgpu::BufferUsages::STORAGE,
+        mapped_at_creation: false,
+    };
+    let _ = device.create_buffer(&descriptor);
+    assert_eq!(heard.lock().unwrap().len(), 1);
+    assert_eq!(other.read(&arrays[1].1).unwrap(), [5.5, 10.5]);
+}
+
+#[test]
+fn a_submission_is_bounded_by_the_work_announced() {
+    let mut gpu = open();
+    let kernel = Kernel::new(&gpu, &source("scale", SCALE), "main").unwrap();
+    let from = gpu.upload("from", &[1.0, 2.0]).unwrap();
+    let to = gpu.zeros("to", 2).unwrap();
+    let mut submissions = |work: f64| {
+        gpu.flush().unwrap();
+        let before = gpu.submissions();
+        for _ in 0..6 {
+            gpu.announce(work).unwrap();
+            scale(&kernel, &mut gpu, &from, &to, 3.0, 0.5).unwrap();
+        }
+        gpu.flush().unwrap();
+        assert_eq!(gpu.read(&to).unwrap(), [3.5, 6.5]);
+        // Reading is one more.
+        gpu.submissions() - before - 1
+    };
+    assert_eq!(submissions(1e6), 1);
+    assert_eq!(submissions(1.5e10), 3);
+    // What is too much alone goes alone.
+    assert_eq!(submissions(1e13), 6);
+}

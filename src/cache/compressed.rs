@@ -48,6 +48,31 @@ pub struct CompressedHead<'a> {
 }
 
 /// A compressed cache.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// use kvsculpt::{cache::Compressed, cpu::CpuEngine, options::Method, solver::{Request, compress}};
+///
+/// let mut request = Request::default();
+/// request.options.method = Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?.compressed;
+/// for layer in &short.layers {
+///     for head in layer.heads() {
+///         assert_eq!(head.key.len(), head.length * layer.dim);
+///         assert_eq!(head.value.len(), head.length * layer.value_dim);
+///     }
+/// }
+/// // The next token stands where it would have stood.
+/// assert_eq!(short.next_position()?, capture.next_position);
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::File { path: "".into(), reason: error.to_string() })?;
+/// let path = folder.path().join("short.safetensors");
+/// short.write(&path)?;
+/// assert_eq!(Compressed::read(&path)?.layers[0].lengths, short.layers[0].lengths);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compressed {
     /// Layers, ascending.

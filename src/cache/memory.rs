@@ -63,6 +63,41 @@ impl Capture {
     /// It is what a file of the same contents would be, stored in F32, and is checked as one: every shape against the
     /// counts, every number finite, queries there to fit to. [`write`](Self::write) makes the file.
     ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    /// use kvsculpt::cache::{Capture, Context, Dtype, Layer, Pairing, Queries};
+    ///
+    /// // In the place of a model: 100 tokens, a layer of 1 KV head that 2 query heads read, 8 channels.
+    /// let numbers = |count: usize| (0..count).map(|number| (0.7 * number as f32).sin()).collect();
+    /// let layer = Layer {
+    ///     index: 0,
+    ///     kv_heads: 1,
+    ///     query_heads: 2,
+    ///     tokens: 100,
+    ///     dim: 8,
+    ///     value_dim: 8,
+    ///     dtype: Dtype::F16,
+    ///     key: numbers(100 * 8),
+    ///     value: numbers(100 * 8),
+    ///     query: Some(Queries { rows: 100, data: numbers(2 * 100 * 8) }),
+    ///     reference_query: None,
+    ///     probe_query: None,
+    /// };
+    /// let context = Context {
+    ///     tokens: 100,
+    ///     next_position: 100,
+    ///     scale: 1.0 / 8_f64.sqrt(),
+    ///     rope_theta: 10_000.0,
+    ///     rope_dim: 8,
+    ///     pairing: Pairing::Half,
+    ///     rope_scaling: None,
+    ///     metadata: BTreeMap::new(),
+    /// };
+    /// let capture = Capture::from_layers("what the model just read", context, vec![layer])?;
+    /// assert_eq!((capture.layers.as_slice(), capture.tokens), ([0].as_slice(), 100));
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::File`], naming the layer's tensor and what to do.
     pub fn from_layers(name: impl Into<PathBuf>, context: Context, mut layers: Vec<Layer>) -> Result<Self> {

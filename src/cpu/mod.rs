@@ -44,6 +44,19 @@ impl Table {
 }
 
 /// The engine; works on the current rayon thread pool.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// use kvsculpt::{cpu::CpuEngine, options::Method, solver::{Request, compress}};
+///
+/// let mut request = Request::default();
+/// request.options.method = Method::SelectFit;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
+/// let (before, after) = short.bytes();
+/// assert!(after < before / 3);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct CpuEngine {
     /// Partial gradients, kept from one evaluation to the next.

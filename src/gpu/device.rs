@@ -51,12 +51,12 @@ impl Gpu {
     /// [`Error::NoAdapter`] with those there are; [`Error::Unsupported`] where it lacks something.
     pub fn open(selection: &Selection) -> Result<Self> {
         let adapter = choose(selection)?;
-        require(adapter.features(), &adapter.limits())?;
+        let (required_features, required_limits) = Self::needs(&adapter)?;
         let info = adapter.get_info();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("kvsculpt"),
-            required_features: Features::IMMEDIATES | (adapter.features() & OPTIONAL),
-            required_limits: wanted_limits(&adapter.limits()),
+            required_features,
+            required_limits,
             ..Default::default()
         };
         let opened = pollster::block_on(adapter.request_device(&descriptor));
@@ -68,10 +68,40 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Works on an application's own device and queue.
+    /// The features and limits that an application's device should be opened with beside those of its own needs, so that kernels run on
+    /// it as well as the adapter can: half precision, subgroups and times of kernels where it has them, and large arrays.
     ///
-    /// The device's handlers for errors and loss stay the application's: errors of our own calls are caught in
-    /// scopes, a loss is noticed when work is waited for.
+    /// # Errors
+    /// [`Error::Unsupported`] naming what this adapter lacks.
+    pub fn needs(adapter: &wgpu::Adapter) -> Result<(Features, Limits)> {
+        require(adapter.features(), &adapter.limits())?;
+        let features = Features::IMMEDIATES | (adapter.features() & OPTIONAL);
+        Ok((features, wanted_limits(&adapter.limits())))
+    }
+
+    /// Works on an application's own device and queue, of which wgpu has as many handles as are wanted.
+    ///
+    /// The device needs the feature `IMMEDIATES`, `max_immediate_size` 128 and `max_storage_buffers_per_shader_stage` 8;
+    /// [`needs`](Self::needs) says with what it does best. Its handlers for errors and loss stay the application's: errors of our own calls
+    /// are caught in scopes, and a loss is noticed when work is waited for. Several may work on one device, each of them with its own
+    /// arrays and errors.
+    ///
+    /// ```no_run
+    /// use kvsculpt::gpu::{Gpu, wgpu};
+    /// use kvsculpt::kernels::GpuEngine;
+    ///
+    /// # async fn open(adapter: wgpu::Adapter) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (features, limits) = Gpu::needs(&adapter)?;
+    /// let descriptor = wgpu::DeviceDescriptor {
+    ///     required_features: features, // | the application's
+    ///     required_limits: limits,
+    ///     ..Default::default()
+    /// };
+    /// let (device, queue) = adapter.request_device(&descriptor).await?;
+    /// let engine = GpuEngine::new(Gpu::from_device(adapter.get_info(), device.clone(), queue.clone())?)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Unsupported`] naming the feature or limit that the device was not opened with.

@@ -1,8 +1,8 @@
 //! Work recorded and handed over in bounded portions.
 //!
-//! One submission holds at most [`DISPATCHES`] dispatches, and at most [`IN_FLIGHT`] of them wait at the device at a
-//! time. That bounds a submission in dispatches, not in work: it gives a system's watchdog pauses to see, and does not
-//! keep a submission of long dispatches from running into it.
+//! One submission holds at most [`DISPATCHES`] dispatches and, as far as the engine tells of it, [`WORK`]; at most
+//! [`IN_FLIGHT`] of them wait at the device at a time. So a system's watchdog sees pauses. A single dispatch of more work is a
+//! submission of its own and no shorter than that.
 
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// Dispatches in one submission.
 const DISPATCHES: usize = 64;
+/// Multiplications and additions in one submission: half a second of a slow GPU, some milliseconds of a fast one.
+const WORK: f64 = 3.2e10;
 /// Submissions handed over and not waited for.
 const IN_FLIGHT: usize = 8;
 
@@ -22,6 +24,7 @@ pub(super) struct Recording {
     pass: Option<wgpu::ComputePass<'static>>,
     encoder: wgpu::CommandEncoder,
     dispatches: usize,
+    work: f64,
 }
 
 /// One dispatch, with everything checked.
@@ -81,7 +84,27 @@ impl Gpu {
             pass: None,
             encoder: device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("kvsculpt") }),
             dispatches: 0,
+            work: 0.0,
         })
+    }
+
+    /// Announces dispatches of so many multiplications and additions; what is recorded before is handed over where it would be too much
+    /// together.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn announce(&mut self, work: f64) -> Result<()> {
+        if self
+            .recording
+            .as_ref()
+            .is_some_and(|recording| recording.work > 0.0 && recording.work + work > WORK)
+        {
+            self.flush()?;
+        }
+        let mut recording = self.take_recording();
+        recording.work += work;
+        self.recording = Some(recording);
+        Ok(())
     }
 
     /// Hands over what is recorded, without waiting for it, unless too much is under way.
@@ -93,6 +116,19 @@ impl Gpu {
             Some(recording) => self.submit(recording),
             None => self.faults.check(),
         }
+    }
+
+    /// Hands over what is recorded and waits until the device has done all of it.
+    ///
+    /// # Errors
+    /// What went wrong so far; [`Error::Timeout`] where a portion takes too long.
+    pub fn finish(&mut self) -> Result<()> {
+        if self.unsubmitted_bytes > 0 {
+            self.flush_all()?;
+        } else {
+            self.flush()?;
+        }
+        self.wait()
     }
 
     /// Hands over also what was only written.

@@ -53,6 +53,7 @@ impl Attention {
             base,
             state,
         } = *arrays;
+        gpu.announce(table.products(table.dims.dim + table.dims.value_dim))?;
         let grid = [table.most_rows().div_ceil(self.lanes), 1, table.len()];
         self.kernel
             .record(gpu, &[&table.rows, queries, keys, values, base, state], &params, grid)

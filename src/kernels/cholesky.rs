@@ -51,6 +51,7 @@ impl Cholesky {
         let [gram, ridge, factor, scalars] = arrays;
         let arrays = [&table.rows, gram, ridge, factor, scalars];
         let (pairs, heads) = (table.most_pairs(), table.len());
+        gpu.announce(table.work(|head| f64::from(head.pairs).powi(3) / 6.0))?;
         let start = Params { first: 0 };
         self.mean.record(gpu, &arrays, &start, [1, 1, heads])?;
         self.fill.record(gpu, &arrays, &start, [pairs.min(MOST_FILLING), 1, heads])?;

@@ -43,6 +43,7 @@ impl Effects {
             first: group.first,
             pairs: group.pairs,
         };
+        gpu.announce(table.products(table.dims.dim + table.dims.value_dim))?;
         let grid = [group.most_pairs.div_ceil(self.lanes), group.blocks, group.heads];
         self.kernel
             .record(gpu, &[&table.rows, queries, keys, values, state, partial], &params, grid)

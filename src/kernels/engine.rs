@@ -30,6 +30,16 @@ use crate::error::{Error, Result};
 use crate::gpu::{Array, Element, Gpu};
 
 /// The engine that runs WGSL kernels on a GPU.
+///
+/// ```no_run
+/// use kvsculpt::{gpu::{Gpu, Selection}, kernels::GpuEngine, solver::{Request, compress}};
+///
+/// # let capture = kvsculpt::cache::Capture::open(std::path::Path::new("cache.safetensors"))?;
+/// // Or on an application's own device: Gpu::from_device.
+/// let mut engine = GpuEngine::new(Gpu::open(&Selection::default())?)?;
+/// let short = compress(&mut engine, &capture, &Request::default(), &mut ())?;
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct GpuEngine {
     gpu: Gpu,
@@ -221,6 +231,14 @@ impl Engine for GpuEngine {
 
     fn read(&mut self, array: &Array) -> Result<Vec<f32>> {
         self.gpu.read(array)
+    }
+
+    fn defers(&self) -> bool {
+        true
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        self.gpu.finish()
     }
 
     fn copy_pairs(&mut self, table: &Table, width: u32, source: &Array, target: &mut Array) -> Result<()> {

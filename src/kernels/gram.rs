@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::engine::WEIGHT_ROWS;
 use crate::error::Result;
 use crate::gpu::{Array, Gpu, Kernel, Source};
 
@@ -43,6 +44,7 @@ impl Gram {
             end: rows.end,
         };
         let pairs = table.most_pairs();
+        gpu.announce(table.work(|head| f64::from(head.rows.min(WEIGHT_ROWS)) * f64::from(head.pairs).powi(2) / 2.0))?;
         let grid = [pairs.div_ceil(2 * self.lanes), pairs.div_ceil(ROWS), table.len()];
         self.kernel.record(gpu, &[&table.rows, weights, gram], &params, grid)
     }

@@ -41,6 +41,7 @@ impl KeyGradient {
             first: group.first,
             pairs: group.pairs,
         };
+        gpu.announce(table.products(2 * table.dims.dim + table.dims.value_dim))?;
         let grid = [group.most_pairs.div_ceil(self.lanes), group.blocks, group.heads];
         self.kernel
             .record(gpu, &[&table.rows, queries, keys, values, error, partial], &params, grid)

@@ -42,6 +42,7 @@ impl Scores {
             first: group.first,
             pairs: group.pairs,
         };
+        gpu.announce(table.products(table.dims.dim))?;
         let grid = [group.most_pairs.div_ceil(self.lanes), group.blocks, group.heads];
         self.kernel
             .record(gpu, &[&table.rows, queries, keys, state, partial], &params, grid)

@@ -71,6 +71,16 @@ impl Table {
         self.heads.iter().map(|head| head.pairs).max().unwrap_or(0)
     }
 
+    /// What an operation does for all heads, where `work` is what it does for one.
+    pub(super) fn work(&self, work: impl Fn(&Head) -> f64) -> f64 {
+        self.heads.iter().map(work).sum()
+    }
+
+    /// Multiplications and additions of an operation that does so many for each row and pair.
+    pub(super) fn products(&self, each: u32) -> f64 {
+        self.work(|head| f64::from(head.rows) * f64::from(head.pairs) * f64::from(each))
+    }
+
     /// Elements of the largest head at `width` floats a pair.
     pub(super) fn most_elements(&self, width: u32) -> u64 {
         u64::from(self.most_pairs()) * u64::from(width)

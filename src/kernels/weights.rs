@@ -43,6 +43,7 @@ impl Weights {
             start: rows.start,
             end: rows.end,
         };
+        gpu.announce(table.products(table.dims.dim))?;
         let grid = [
             table.most_pairs().div_ceil(self.spec.key_lanes),
             longest.div_ceil(self.spec.score_tile),

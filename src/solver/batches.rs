@@ -21,6 +21,8 @@ pub(super) struct Work<'a, E: Engine> {
     pub(super) supply: &'a Supply<'a>,
     /// Bytes that slices and batches may take together.
     pub(super) memory: Option<u64>,
+    /// Heads and chunks of a batch.
+    pub(super) at_once: Option<usize>,
     pub(super) scale: f32,
     pub(super) observer: &'a mut dyn Observer,
     /// Heads that are done; the first `given` of them were so before this run.
@@ -137,6 +139,7 @@ impl<E: Engine> Work<'_, E> {
         let budget = budget(&*self.engine, self.memory, &self.slice);
         let engine = &*self.engine;
         let batches = schedule(&shapes, history, budget, |shapes| scratch(engine, shapes))?;
+        let batches = no_larger(batches, self.at_once);
         let work: u64 = shapes.iter().map(Shape::work).sum::<u64>().max(1);
         let (mut done, mut work_done) = (finished, 0);
         let (heads, chunks) = (self.supply.places.len(), self.supply.chunks.len());
@@ -169,6 +172,13 @@ impl<E: Engine> Work<'_, E> {
         }
         Ok(())
     }
+}
+
+/// The batches cut into pieces of at most so many heads.
+pub(super) fn no_larger(batches: Vec<Vec<usize>>, at_once: Option<usize>) -> Vec<Vec<usize>> {
+    let Some(most) = at_once else { return batches };
+    let pieces = batches.iter().flat_map(|batch| batch.chunks(most.max(1)));
+    pieces.map(<[usize]>::to_vec).collect()
 }
 
 /// What batches may take beside a slice, of the memory there is for both.

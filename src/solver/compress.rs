@@ -85,6 +85,7 @@ pub fn compress_from<E: Engine>(
         engine,
         supply: &supply,
         memory: request.memory,
+        at_once: request.at_once,
         scale,
         observer,
         given: finished.heads.len(),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::batches::{budget, history, scratch};
+use super::batches::{budget, history, no_larger, scratch};
 use super::chunks::even;
 use super::compress::{check, chosen_layers};
 use super::supply::{Stage, Supply};
@@ -84,6 +84,7 @@ pub fn estimate<E: Engine>(engine: &E, capture: &Capture, request: &Request) -> 
             budget(engine, request.memory, &slice),
             |shapes| scratch(engine, shapes),
         )?;
+        let batches = no_larger(batches, request.at_once);
         found.batches += batches.len();
         for batch in batches {
             let members: Vec<Shape> = batch.iter().map(|&head| shapes[head]).collect();

@@ -42,6 +42,17 @@ use crate::options::{Allocator, Options, Split, Target};
 use crate::reference;
 
 /// What to do with a capture.
+///
+/// ```
+/// use kvsculpt::options::{Scope, Target};
+/// use kvsculpt::solver::Request;
+///
+/// let mut request = Request { layers: Some(vec![0, 7]), memory: Some(2 << 30), ..Request::default() };
+/// request.options.target = Some(Target::Tokens(600));
+/// request.options.budget = Scope::Uniform;
+/// request.options.validate()?;
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
     /// What decides the result.
@@ -60,6 +71,9 @@ pub struct Request {
     /// `None`: heads of 1 GiB are read at once, and the arrays of a batch may be as large as the machine's largest array, and at
     /// least 1 GiB.
     pub memory: Option<u64>,
+    /// The most heads, or chunks of heads, that are worked on at once, in a batch; `None`: as many as memory allows. Heads are finished,
+    /// and told of, batch by batch. Changes no result.
+    pub at_once: Option<usize>,
 }
 
 /// By what every head's length is decided.
@@ -231,6 +245,28 @@ fn one() -> usize {
 }
 
 /// Follows a compression and may end it.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// use kvsculpt::{Error, cpu::CpuEngine, options::Method, solver::{Observer, Request, compress}};
+///
+/// struct Until(f64);
+///
+/// impl Observer for Until {
+///     fn progress(&mut self, _finished: usize, _heads: usize, fraction: f64) -> bool {
+///         fraction < self.0
+///     }
+/// }
+///
+/// let mut request = Request::default();
+/// request.options.method = Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// let ended = compress(&mut CpuEngine::new(), &capture, &request, &mut Until(0.1));
+/// assert!(matches!(ended, Err(Error::Cancelled)));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 pub trait Observer {
     /// Called as work proceeds: heads finished, heads in all, and how far all are, in [0, 1]. `false` asks to stop. Under
     /// [`Target::MaxError`] heads are fitted several times, and how many are finished begins anew each time.
@@ -267,6 +303,20 @@ pub trait Observer {
 
 /// Watches nothing and never stops.
 impl Observer for () {}
+
+impl<O: Observer + ?Sized> Observer for Box<O> {
+    fn progress(&mut self, finished: usize, heads: usize, fraction: f64) -> bool {
+        (**self).progress(finished, heads, fraction)
+    }
+
+    fn decided(&mut self, lengths: &Lengths) -> Result<()> {
+        (**self).decided(lengths)
+    }
+
+    fn finished(&mut self, head: &FinishedHead) -> Result<()> {
+        (**self).finished(head)
+    }
+}
 
 /// Error sums of a student's state against its teacher's, `[rows, value_dim + 4]` both.
 fn merged_sums(student: &[f32], teacher: &[f32], value_dim: usize) -> reference::merged::Sums {
