@@ -42,6 +42,7 @@
 //!
 //! # A device that is shared
 //!
+//! A device that the engine opened itself is opened again where it is lost; an application's own is not.
 //! [`Gpu::from_device`](crate::gpu::Gpu::from_device) takes an application's own device and queue. The example `frame_loop` compresses
 //! beside frames of 60 Hz on one device and tells what becomes of them.
 
@@ -62,7 +63,7 @@ use crate::cache::Capture;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
-use crate::solver::{Compression, Finished, FinishedHead, Lengths, Observer, Request, check, compress_from};
+use crate::solver::{Compression, Finished, FinishedHead, Lengths, Observer, Request, check, compress_recovering};
 
 /// How far a compression is; what an [`Observer`] is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -120,7 +121,7 @@ pub struct Job<'a> {
 impl<E: Engine + Send + 'static> Driven for E {
     fn work(&mut self, job: Job<'_>) -> Result<Compression> {
         let mut engine = Portions::new(self, Arc::clone(job.gate));
-        compress_from(&mut engine, job.capture, job.request, job.finished, job.watcher)
+        compress_recovering(&mut engine, job.capture, job.request, job.finished, job.watcher)
     }
 }
 
@@ -158,6 +159,10 @@ impl Observer for Watcher {
 
     fn finished(&mut self, head: &FinishedHead) -> Result<()> {
         self.observer.finished(head)
+    }
+
+    fn retried(&mut self, error: &Error) {
+        self.observer.retried(error);
     }
 }
 

@@ -150,6 +150,11 @@ impl<E: Engine> Engine for Portions<'_, E> {
         self.engine.max_array_bytes()
     }
 
+    fn reopen(&mut self) -> Result<()> {
+        self.pending = Pending::default();
+        self.engine.reopen()
+    }
+
     fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64 {
         self.engine.scratch_bytes(dims, heads)
     }

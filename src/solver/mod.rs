@@ -316,6 +316,10 @@ impl<O: Observer + ?Sized> Observer for Box<O> {
     fn finished(&mut self, head: &FinishedHead) -> Result<()> {
         (**self).finished(head)
     }
+
+    fn retried(&mut self, why: &Error) {
+        (**self).retried(why);
+    }
 }
 
 /// Error sums of a student's state against its teacher's, `[rows, value_dim + 4]` both.

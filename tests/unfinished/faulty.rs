@@ -74,6 +74,14 @@ impl<E: Engine> Engine for Faulty<E> {
         self.engine.max_array_bytes()
     }
 
+    fn defers(&self) -> bool {
+        self.engine.defers()
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        self.engine.wait()
+    }
+
     fn reopen(&mut self) -> Result<()> {
         if !self.opens {
             return Err(Error::NoAdapter("none left".into()));
