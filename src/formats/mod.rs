@@ -32,6 +32,7 @@
 //! ```
 
 mod cache;
+mod capture;
 mod configuration;
 mod hugging_face;
 mod known;

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use super::cache::{Cache, LayerFacts, LayerPairs};
-use super::known::{hugging_face_pairing, llama_pairing};
+use super::known::{Known, hugging_face_pairing, llama_pairing};
 use super::turn::Turn;
 use super::{Format, hugging_face, llama, mlx, own};
-use crate::cache::{Dtype, Pairing, Rope};
+use crate::budget::Scope;
+use crate::cache::{Capture, Compressed, CompressedLayer, Dtype, Pairing, Rope};
 use crate::error::{Error, Result};
 
 /// Before which position the written keys stand.
@@ -59,6 +60,68 @@ pub struct Written {
     pub layers: Vec<LayerFacts>,
     /// Whether keys were turned to other positions.
     pub turned: bool,
+}
+
+impl Target {
+    /// How far lengths may differ in a cache that is written so.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        match self.format {
+            Format::Compressed => Scope::Head,
+            Format::Mlx(_) => Scope::Layer,
+            Format::HuggingFace if matches!(self.frame, Some(Frame::Absolute | Frame::At(_))) => Scope::Layer,
+            Format::HuggingFace | Format::Llama(_) | Format::Capture => Scope::Uniform,
+        }
+    }
+
+    /// Whether pairs may have a bias on their logit in a cache that is written so.
+    #[must_use]
+    pub fn holds_bias(&self) -> bool {
+        self.format == Format::Compressed
+    }
+
+    /// Fails now as [`Cache::write`] would for what a capture is compressed to, so that nothing is done in vain; `layers` are those
+    /// compressed, `kept` the pairs of every head where all have as many.
+    ///
+    /// # Errors
+    /// As [`Cache::write`], but for what only the numbers themselves show.
+    pub fn check(&self, capture: &Capture, layers: &[usize], kept: usize) -> Result<()> {
+        if self.format == Format::Compressed {
+            return Ok(());
+        }
+        if self.format == Format::Capture {
+            return Err(Error::option(
+                "--to",
+                "a compressed cache holds no queries, which a capture needs; leave it out, or name another format",
+            ));
+        }
+        let mut metadata = capture.metadata.clone();
+        metadata.insert("format".to_owned(), "kv-compressed".to_owned());
+        let layers = layers.iter().map(|&index| {
+            let shape = capture.shape(index)?;
+            Ok(CompressedLayer {
+                index,
+                dim: shape.dim,
+                value_dim: shape.value_dim,
+                lengths: vec![0; shape.kv_heads],
+                key: Vec::new(),
+                value: Vec::new(),
+                bias: None,
+                dtype: shape.dtype,
+            })
+        });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let mut cache = Cache::from_compressed(&capture.path, Compressed { layers, metadata }, &Known::default())?;
+        for layer in &mut cache.layers {
+            layer.lengths.fill(kept);
+        }
+        let plan = Plan::new(&cache, self)?;
+        match self.format {
+            Format::Mlx(layout) => mlx::check(&plan, layout),
+            Format::Llama(_) => llama::check(&plan),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Cache {

@@ -14,6 +14,7 @@ mod doctor;
 mod dry_run;
 mod engine;
 mod finer;
+mod formats;
 mod generate;
 mod html;
 mod inspect;
