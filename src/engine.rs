@@ -25,7 +25,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Rows of a head whose weights are held at once; the normal equations are summed block by block.
 pub const WEIGHT_ROWS: u32 = 1024;
@@ -167,6 +167,20 @@ pub trait Engine {
 
     /// The largest single array in bytes.
     fn max_array_bytes(&self) -> u64;
+
+    /// A fresh machine in place of one that was lost, the same in all that decides results. Arrays and tables of the lost one are of no use
+    /// any more.
+    ///
+    /// # Errors
+    /// Whatever opening it reports; [`Error::Unsupported`] where the engine cannot.
+    fn reopen(&mut self) -> Result<()> {
+        Err(Error::Unsupported {
+            what: "a fresh machine".into(),
+            need: "an engine that can open one".into(),
+            have: self.name(),
+            remedy: "open another and begin again with it".into(),
+        })
+    }
 
     /// Bytes an engine allocates beside the caller's arrays for its operations on these heads' free pairs (`heads` as in the
     /// tables of `key_gradient` and `cholesky`).

@@ -49,6 +49,14 @@ pub enum Error {
         /// The tensor or offset, what is wrong with it and what to do.
         reason: String,
     },
+    /// A file could be begun and not brought to its end: the disk is full, or fails. Nothing of it was left behind.
+    #[error("{}: {reason}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says and what to do.
+        reason: String,
+    },
     /// A kernel's text does not compile: a mistake in this crate or in the driver.
     #[error("shader {kernel}.wgsl, line {line}: {message}")]
     Shader {
@@ -110,6 +118,13 @@ fn room(available: u64) -> String {
 impl Error {
     pub(crate) fn file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::File {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn write(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::Write {
             path: path.into(),
             reason: reason.into(),
         }

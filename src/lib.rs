@@ -57,6 +57,8 @@ pub mod engine;
 mod error;
 pub mod formats;
 pub mod gpu;
+#[cfg(feature = "journal")]
+pub mod journal;
 pub mod kernels;
 pub mod machine;
 pub mod options;

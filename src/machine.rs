@@ -27,7 +27,7 @@ use crate::gpu::adapters;
 use crate::gpu::{AdapterSummary, Gpu, Selection, Timing, chosen};
 use crate::kernels::GpuEngine;
 use crate::self_test::{Check, self_test};
-use crate::solver::{Compression, Estimate, Observer, Request, Worth, compress, estimate, judge};
+use crate::solver::{Compression, Estimate, Finished, Observer, Request, Worth, compress_recovering, estimate, judge};
 use crate::timed::{Cost, Timed, Traffic, dearest_first};
 use crate::{Error, Options, Result};
 
@@ -198,10 +198,10 @@ impl Machine {
         }
     }
 
-    /// [`compress`] on this machine.
+    /// [`compress`](crate::solver::compress) on this machine, tried again where it fails: [`compress_recovering`].
     ///
     /// # Errors
-    /// Those of [`compress`].
+    /// Those of [`compress_recovering`].
     pub fn compress(&mut self, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<Compression> {
         Ok(self.compress_measured(capture, request, observer)?.0)
     }
@@ -219,27 +219,43 @@ impl Machine {
     /// [`compress`](Self::compress), and what it cost.
     ///
     /// # Errors
-    /// Those of [`compress()`].
+    /// Those of [`compress_recovering`].
     pub fn compress_measured(
         &mut self,
         capture: &Capture,
         request: &Request,
         observer: &mut dyn Observer,
     ) -> Result<(Compression, Measured)> {
+        self.compress_from(capture, request, &mut Finished::default(), observer)
+    }
+
+    /// [`compress_measured`](Self::compress_measured), going on from what is finished, and leaving there what is where it fails or is
+    /// cancelled. Where the device was lost in between, what is measured is of the fresh one.
+    ///
+    /// # Errors
+    /// Those of [`compress_recovering`].
+    pub fn compress_from(
+        &mut self,
+        capture: &Capture,
+        request: &Request,
+        finished: &mut Finished,
+        observer: &mut dyn Observer,
+    ) -> Result<(Compression, Measured)> {
         let (compression, measured) = match self {
             Self::Gpu(engine) => {
                 let (earlier, submissions) = (engine.gpu().timings()?, engine.gpu().submissions());
-                let (compression, mut measured) = watch(engine.as_mut(), capture, request, observer)?;
+                let (compression, mut measured) = watch(engine.as_mut(), capture, request, finished, observer)?;
                 let kernels = engine.gpu().timings()?;
                 if !kernels.is_empty() {
                     measured.kernels = true;
                     measured.costs = since(&earlier, &kernels);
                 }
-                measured.traffic.submissions = engine.gpu().submissions() - submissions;
+                let all = engine.gpu().submissions();
+                measured.traffic.submissions = all.checked_sub(submissions).unwrap_or(all);
                 (compression, measured)
             }
             #[cfg(feature = "cpu")]
-            Self::Cpu(engine) => watch(engine, capture, request, observer)?,
+            Self::Cpu(engine) => watch(engine, capture, request, finished, observer)?,
         };
         let traffic = measured.traffic;
         tracing::debug!(
@@ -307,9 +323,15 @@ pub struct Measured {
     pub traffic: Traffic,
 }
 
-fn watch<E: Engine>(engine: &mut E, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<(Compression, Measured)> {
+fn watch<E: Engine>(
+    engine: &mut E,
+    capture: &Capture,
+    request: &Request,
+    finished: &mut Finished,
+    observer: &mut dyn Observer,
+) -> Result<(Compression, Measured)> {
     let mut timed = Timed::new(engine);
-    let compression = compress(&mut timed, capture, request, observer)?;
+    let compression = compress_recovering(&mut timed, capture, request, finished, observer)?;
     let measured = Measured {
         kernels: false,
         costs: timed.costs(),
@@ -318,9 +340,11 @@ fn watch<E: Engine>(engine: &mut E, capture: &Capture, request: &Request, observ
     Ok((compression, measured))
 }
 
-/// What kernels cost beyond what they had cost before.
+/// What kernels cost beyond what they had cost before; all of it where they ran on another device before.
 fn since(earlier: &[Timing], now: &[Timing]) -> Vec<Cost> {
-    let before = |kernel| earlier.iter().find(|timing| timing.kernel == kernel);
+    let find = |all: &'_ [Timing], kernel| all.iter().find(|timing| timing.kernel == kernel).map(|timing| timing.dispatches);
+    let is_same = earlier.iter().all(|timing| find(now, timing.kernel) >= Some(timing.dispatches));
+    let before = |kernel| earlier.iter().find(|timing| is_same && timing.kernel == kernel);
     dearest_first(now.iter().map(|timing| {
         let (calls, seconds) = before(timing.kernel).map_or((0, 0.0), |before| (before.dispatches, before.seconds));
         Cost {

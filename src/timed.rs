@@ -104,6 +104,10 @@ impl<E: Engine> Engine for Timed<'_, E> {
         self.engine.max_array_bytes()
     }
 
+    fn reopen(&mut self) -> Result<()> {
+        self.engine.reopen()
+    }
+
     fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64 {
         self.engine.scratch_bytes(dims, heads)
     }

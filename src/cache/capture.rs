@@ -288,7 +288,7 @@ impl Capture {
     /// all its tensors; returns their number. One tensor at a time is widened in memory.
     ///
     /// # Errors
-    /// [`Error::File`]: not writable, disk full, or a number too large for the dtype; else as [`layer`](Self::layer).
+    /// [`Error::Write`] where the disk is full or fails; [`Error::File`]: not writable, or a number too large for the dtype; else as [`layer`](Self::layer).
     pub fn write(&self, path: &Path, dtype: Dtype) -> Result<u64> {
         let entries: Vec<Entry> = self
             .arrays()

@@ -105,7 +105,7 @@ impl Compressed {
     /// Metadata `format` and `version` are set whatever [`metadata`](Self::metadata) says.
     ///
     /// # Errors
-    /// [`Error::File`]: not writable, disk full, or a number that is not finite or too large for the dtype;
+    /// [`Error::Write`] where the disk is full or fails; [`Error::File`]: not writable, or a number that is not finite or too large for the dtype;
     /// [`Error::Shape`] where a layer's arrays do not fit together.
     pub fn write(&self, path: &Path) -> Result<u64> {
         self.check()?;

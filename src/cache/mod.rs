@@ -27,7 +27,7 @@ pub use queries::{QuerySource, QueryStatistics, gather};
 pub use rope::{Pairing, Rope};
 
 pub(crate) use container::{Container, shown};
-pub(crate) use output::{Entry, Output};
+pub(crate) use output::{Entry, Output, unwritable};
 pub(crate) use rope::reorder;
 pub(crate) use source::{Source, unreadable};
 

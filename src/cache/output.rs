@@ -185,25 +185,28 @@ fn temporary(path: &Path) -> Result<NamedTempFile> {
     builder.tempfile_in(folder).map_err(|error| unwritable(path, &error))
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Error {
-    Error::file(
-        path,
-        match error.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-                "cannot be written: its folder does not allow it; choose another path or change the folder's permissions".to_owned()
-            }
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                "cannot be written: the disk is full; make room or choose another path (nothing was left behind)".to_owned()
-            }
-            _ => format!("cannot be written: {error}; choose another path"),
-        },
-    )
+/// What an error of the system while writing this file is to its user.
+pub(crate) fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Error::file(
+            path,
+            "cannot be written: its folder does not allow it; choose another path or change the folder's permissions",
+        ),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::write(
+            path,
+            "cannot be written: the disk is full; make room or choose another path (nothing was left behind)",
+        ),
+        _ => Error::write(
+            path,
+            format!("cannot be written: {error}; choose another path (nothing was left behind)"),
+        ),
+    }
 }
 
 /// Writes a file whole or not at all; returns its bytes.
 ///
 /// # Errors
-/// [`Error::File`]: not writable, disk full.
+/// [`Error::File`] where the path does not do; [`Error::Write`] where the disk is full or fails.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<u64> {
     let mut output = Output::create(path)?;
     output.bytes(bytes)?;

@@ -43,7 +43,11 @@ impl Cache {
             let pairs = self.read(number)?;
             let heads = facts.lengths.len();
             tensors.push((format!("layers.{}.key", facts.index), [heads, length, facts.dim], pairs.key));
-            tensors.push((format!("layers.{}.value", facts.index), [heads, length, facts.value_dim], pairs.value));
+            tensors.push((
+                format!("layers.{}.value", facts.index),
+                [heads, length, facts.value_dim],
+                pairs.value,
+            ));
         }
         let container = Container::from_arrays(self.path.clone(), &metadata, tensors)?;
         let mut capture = Capture::without_queries(container)?;
@@ -60,7 +64,9 @@ impl Cache {
             return Err(self.error("is compressed already; give the cache it was made from"));
         }
         if self.positions.is_some() {
-            return Err(self.error("has cells at positions with holes between, as a shortened cache has; give the cache as it was when the text was read"));
+            return Err(self.error(
+                "has cells at positions with holes between, as a shortened cache has; give the cache as it was when the text was read",
+            ));
         }
         let first = self.layers.first().ok_or_else(|| self.error("has no layers"))?;
         let length = first.longest();

@@ -26,6 +26,8 @@ pub struct Gpu {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) info: AdapterInfo,
+    /// What the adapter was opened by; `None` for an application's own device.
+    selection: Option<Selection>,
     pub(super) limits: Limits,
     pub(super) features: Features,
     pub(super) faults: Arc<Faults>,
@@ -59,7 +61,8 @@ impl Gpu {
         };
         let opened = pollster::block_on(adapter.request_device(&descriptor));
         let (device, queue) = opened.map_err(|error| Error::Gpu(format!("{} cannot be opened: {error}", info.name)))?;
-        let gpu = Self::assemble(info, device, queue);
+        let mut gpu = Self::assemble(info, device, queue);
+        gpu.selection = Some(selection.clone());
         gpu.faults.listen(&gpu.device);
         tracing::debug!(adapter = %gpu.name(), "opened");
         Ok(gpu)
@@ -77,6 +80,35 @@ impl Gpu {
         Ok(Self::assemble(info, device, queue))
     }
 
+    /// A fresh device on the same adapter, for one that was lost.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Error::NoAdapter`] where another adapter is in its place; [`Error::Unsupported`] for an application's own
+    /// device, which is the application's to open.
+    pub fn reopen(&self) -> Result<Self> {
+        let Some(selection) = &self.selection else {
+            return Err(Error::Unsupported {
+                what: "a fresh device".into(),
+                need: "one that was opened here".into(),
+                have: "the application's own".into(),
+                remedy: "open another and begin again with it".into(),
+            });
+        };
+        let mut fresh = Self::open(selection)?;
+        if fresh.name() != self.name() {
+            return Err(Error::NoAdapter(format!(
+                "{} is gone, and {} is in its place",
+                self.name(),
+                fresh.name()
+            )));
+        }
+        fresh.time_out = self.time_out;
+        if self.timings.is_some() {
+            fresh.enable_timings();
+        }
+        Ok(fresh)
+    }
+
     fn assemble(info: AdapterInfo, device: wgpu::Device, queue: wgpu::Queue) -> Self {
         // A software driver may need minutes for what a GPU does in a second, and does not hang.
         let seconds = if info.device_type == DeviceType::Cpu { 600 } else { 60 };
@@ -86,6 +118,7 @@ impl Gpu {
             device,
             queue,
             info,
+            selection: None,
             faults: Arc::default(),
             graveyard: Arc::default(),
             bind_groups: HashMap::new(),

@@ -171,6 +171,14 @@ impl Engine for GpuEngine {
         self.gpu.max_array_bytes()
     }
 
+    fn reopen(&mut self) -> Result<()> {
+        let gpu = self.gpu.reopen()?;
+        self.kernels.clear();
+        self.scratch = None;
+        self.gpu = gpu;
+        Ok(())
+    }
+
     fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64 {
         let sums = |width| {
             let groups = groups(heads, width, self.scratch_limit);

@@ -10,12 +10,14 @@ mod compress;
 mod curves;
 mod descent;
 mod estimate;
+mod finished;
 mod fit;
 mod judge;
 mod keys;
 mod line_search;
 mod plan;
 mod problem;
+mod recover;
 mod rows;
 mod rowset;
 mod seed;
@@ -24,15 +26,18 @@ mod supply;
 mod track;
 mod values;
 
-pub use compress::{check, compress};
+pub use compress::{check, compress, compress_from};
 pub use estimate::{Estimate, estimate};
+pub use finished::{Finished, FinishedHead, Lengths};
 pub use judge::{Worth, judge};
+pub use recover::compress_recovering;
 
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Scope;
 use crate::budget::{Budgets, Curve, Weights};
 use crate::cache::{Compressed, Dtype};
+use crate::error::{Error, Result};
 use crate::options::{Allocator, Options, Split, Target};
 use crate::reference;
 
@@ -232,6 +237,30 @@ pub trait Observer {
     fn progress(&mut self, finished: usize, heads: usize, fraction: f64) -> bool {
         let _ = (finished, heads, fraction);
         true
+    }
+
+    /// Called once, when it is decided how long heads will be; not where that was known before (see [`Finished`]).
+    ///
+    /// # Errors
+    /// The observer's own: the work ends with it.
+    fn decided(&mut self, lengths: &Lengths) -> Result<()> {
+        let _ = lengths;
+        Ok(())
+    }
+
+    /// Called where the machine failed and the work is tried again: on a fresh device, or with less memory (see [`compress_recovering`]).
+    fn retried(&mut self, why: &Error) {
+        let _ = why;
+    }
+
+    /// Called for each head as soon as it is finished, batch by batch. Under [`Target::MaxError`] a head may be finished several times,
+    /// each time with other free pairs; the last counts.
+    ///
+    /// # Errors
+    /// The observer's own: the work ends with it.
+    fn finished(&mut self, head: &FinishedHead) -> Result<()> {
+        let _ = head;
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::options::Split;
 
 /// Bytes of heads that are read at once where the request does not say what memory there is.
-const USUAL_SLICE: u64 = 1 << 30;
+pub(super) const USUAL_SLICE: u64 = 1 << 30;
 
 /// Where a head is in the capture.
 #[derive(Clone, Copy, Debug)]
@@ -226,8 +226,8 @@ impl<'a> Supply<'a> {
                 beside = beside.max(looked_at);
             }
             if matches!(stage, Stage::Fit { .. }) {
-                // The result; of a chunk also its starts.
-                host += 4 * u64::from(shape.free) * pair * if is_cut { 3 } else { 1 };
+                // The result, put together with what stays as it is; of a chunk also its starts.
+                host += 4 * (u64::from(shape.free) * if is_cut { 3 } else { 1 } + u64::from(shape.fixed)) * pair;
             }
             let is_whole = matches!(stage, Stage::Fit { .. }) && shape.free + shape.fixed == shape.tokens;
             if !is_whole {

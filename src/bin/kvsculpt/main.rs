@@ -9,6 +9,7 @@ mod compress;
 mod config;
 mod convert;
 mod demo;
+mod destination;
 mod devices;
 mod doctor;
 mod dry_run;
@@ -17,15 +18,19 @@ mod finer;
 mod formats;
 mod generate;
 mod html;
+mod input;
 mod inspect;
+mod interrupt;
 mod lengths;
 mod made;
 mod page;
 mod progress;
 mod report;
 mod shell;
+mod statistics;
 mod table;
 mod timings;
+mod unfinished;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -43,7 +48,8 @@ Exit codes:
   3  a file that cannot be read, understood or written
   4  no adapter, or none that suffices
   5  trouble on the GPU, a machine that fails its self-test, or too little memory
-130  interrupted";
+  6  the disk is full, or writing failed
+130  interrupted, and 143 by SIGTERM; what was finished is kept, see `compress --resume`";
 
 /// Makes a language model's key-value cache several times shorter.
 ///
@@ -82,6 +88,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Man(shell::ManArguments),
     Report(page::Arguments),
+    Statistics(statistics::Arguments),
     Generate(generate::Arguments),
 }
 
@@ -102,14 +109,19 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(arguments, program.talk),
         Command::Man(arguments) => shell::man(arguments),
         Command::Report(arguments) => page::run(arguments, program.talk),
+        Command::Statistics(arguments) => statistics::run(arguments, program.talk),
         Command::Generate(arguments) => generate::run(arguments, program.talk),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let (code, sentence) = match interrupt::interrupted() {
+                Some((code, sentence)) if matches!(error, Error::Cancelled) => (code, sentence.to_owned()),
+                _ => (exit_code(&error), error.to_string()),
+            };
             // Nobody left to tell where standard error is closed.
-            let _ = writeln!(io::stderr(), "error: {error}");
-            ExitCode::from(exit_code(&error))
+            let _ = writeln!(io::stderr(), "error: {sentence}");
+            ExitCode::from(code)
         }
     }
 }
@@ -120,6 +132,7 @@ fn exit_code(error: &Error) -> u8 {
         Error::Options { .. } => 2,
         Error::File { .. } | Error::Shape { .. } => 3,
         Error::NoAdapter(_) | Error::Unsupported { .. } => 4,
+        Error::Write { .. } => 6,
         Error::Cancelled => 130,
         Error::Shader { .. }
         | Error::OutOfMemory { .. }

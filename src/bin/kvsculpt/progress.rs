@@ -36,6 +36,11 @@ impl Progress {
         Self { bar, began: None, decided }
     }
 
+    /// Does something, such as writing a line, while the bar is out of the way.
+    pub(crate) fn suspend(&self, work: impl FnOnce()) {
+        self.bar.suspend(work);
+    }
+
     /// Takes the bar away, so that what follows starts on an empty line.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();

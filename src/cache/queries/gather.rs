@@ -26,7 +26,10 @@ const ALIKE: [&str; 5] = ["rope_theta", "rope_dim", "rope_scaling", "rope_pairin
 /// [`Error::File`]: a capture without the context's queries, or of another model; a file that cannot be read or written.
 pub fn gather(captures: &[Capture], path: &Path, told: &mut dyn FnMut(f64)) -> Result<u64> {
     let Some(first) = captures.first() else {
-        return Err(Error::option("CAPTURE", "none is given to gather statistics from; give one at least"));
+        return Err(Error::option(
+            "CAPTURE",
+            "none is given to gather statistics from; give one at least",
+        ));
     };
     let layers = common_layers(captures)?;
     let (mut entries, mut sizes): (Vec<Entry>, Vec<Sizes>) = (Vec::new(), Vec::new());
@@ -64,7 +67,10 @@ fn common_layers(captures: &[Capture]) -> Result<Vec<usize>> {
     let of = |capture: &Capture| capture.layers.iter().copied().collect::<BTreeSet<usize>>();
     let common = captures.iter().map(of).reduce(|one, other| &one & &other).unwrap_or_default();
     match captures.first() {
-        Some(first) if common.is_empty() => Err(Error::file(&first.path, "has no layer in common with the other captures; give captures of one model")),
+        Some(first) if common.is_empty() => Err(Error::file(
+            &first.path,
+            "has no layer in common with the other captures; give captures of one model",
+        )),
         _ => Ok(common.into_iter().collect()),
     }
 }
@@ -86,7 +92,9 @@ impl Sizes {
             if !shape.query {
                 return Err(Error::file(
                     &capture.path,
-                    format!("has no `query` in layer {index}, and statistics are gathered from the context's queries; give captures that have them"),
+                    format!(
+                        "has no `query` in layer {index}, and statistics are gathered from the context's queries; give captures that have them"
+                    ),
                 ));
             }
             let sizes = Self {
@@ -262,7 +270,8 @@ fn sums(inputs: &[f32], outputs: &[f32], x_mean: &[f64], y_mean: &[f64], sizes: 
         product: vec![0.0; p * m],
         square: vec![0.0; m * dim],
     };
-    let centred = |rows: &[f32], mean: &[f64]| -> Vec<f64> { rows.iter().zip(mean.iter().cycle()).map(|(&x, mean)| f64::from(x) - mean).collect() };
+    let centred =
+        |rows: &[f32], mean: &[f64]| -> Vec<f64> { rows.iter().zip(mean.iter().cycle()).map(|(&x, mean)| f64::from(x) - mean).collect() };
     for (x, y) in inputs.chunks(BLOCK * p).zip(outputs.chunks(BLOCK * m)) {
         let (x, y) = (centred(x, x_mean), centred(y, y_mean));
         for i in 0..p {
@@ -322,7 +331,9 @@ fn noise(sums: &Sums, weights: &[f64], ridge: f64, sizes: Sizes) -> Vec<f64> {
         rest.iter_mut().for_each(|x| *x /= free);
         // Nothing left is a covariance too, and rounding may leave less than nothing.
         let size = square.iter().step_by(dim + 1).sum::<f64>() / (dim as f64 * free);
-        let factor = [1e-9, 1e-6, 1e-3].into_iter().find_map(|ridge| cholesky(&rest, dim, [ridge * size, 0.0]));
+        let factor = [1e-9, 1e-6, 1e-3]
+            .into_iter()
+            .find_map(|ridge| cholesky(&rest, dim, [ridge * size, 0.0]));
         all.extend(factor.unwrap_or_else(|| vec![0.0; dim * dim]));
     }
     all
@@ -335,7 +346,12 @@ mod tests {
     /// What is linear in keys and values is found, and what is left is noise of the right covariance.
     #[test]
     fn a_linear_law_is_found() {
-        let sizes = Sizes { kv_heads: 1, query_heads: 2, dim: 4, value_dim: 4 };
+        let sizes = Sizes {
+            kv_heads: 1,
+            query_heads: 2,
+            dim: 4,
+            value_dim: 4,
+        };
         let stream = super::super::super::generate::Stream::new(3);
         let count = 4000;
         let inputs: Vec<f32> = (0..count * 8).map(|at| stream.bell(at) + 2.0).collect();

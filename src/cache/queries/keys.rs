@@ -40,7 +40,9 @@ pub(super) fn queries(capture: &Capture, layer: &Layer, head: usize, tokens: &[u
     let size = size(capture, layer, |token| made(0, token));
     let heads = 0..layer.query_heads;
     let rows = heads.flat_map(|query_head| tokens.iter().map(move |&token| (query_head, token)));
-    rows.flat_map(|(query_head, token)| made(query_head, token)).map(|x| size * x).collect()
+    rows.flat_map(|(query_head, token)| made(query_head, token))
+        .map(|x| size * x)
+        .collect()
 }
 
 /// Mean and standard deviation of each channel, the first tokens of a text left out.
@@ -54,7 +56,10 @@ fn moments(capture: &Capture, keys: &[f32], dim: usize) -> (Vec<f32>, Vec<f32>) 
         count += 1.0;
     }
     let mean: Vec<f64> = sum.iter().map(|sum| sum / count).collect();
-    let spread = squares.iter().zip(&mean).map(|(square, mean)| (square / count - mean * mean).max(0.0).sqrt());
+    let spread = squares
+        .iter()
+        .zip(&mean)
+        .map(|(square, mean)| (square / count - mean * mean).max(0.0).sqrt());
     (spread_narrow(mean.iter().copied()), spread_narrow(spread))
 }
 

@@ -94,6 +94,10 @@ impl Capture {
             ));
         }
         self.metadata.insert("queries".to_owned(), source.words().to_owned());
+        if let QuerySource::Statistics(statistics) = &source {
+            self.metadata
+                .insert("query_statistics".to_owned(), format!("sha256:{}", statistics.digest()?));
+        }
         self.proxy = Some(Proxy { source, seed });
         Ok(self)
     }

@@ -88,7 +88,12 @@ impl QueryStatistics {
         let whole = |key: &str| {
             let text = container.text(key)?;
             let number = text.parse::<u16>().ok().filter(|&number| number > 0).map(usize::from);
-            number.ok_or_else(|| container.error(format!("has metadata `{key}` \"{}\"; make it again with `kvsculpt statistics`", shown(text))))
+            number.ok_or_else(|| {
+                container.error(format!(
+                    "has metadata `{key}` \"{}\"; make it again with `kvsculpt statistics`",
+                    shown(text)
+                ))
+            })
         };
         let (kv_heads, value_dim, rope_dim) = (whole("kv_heads")?, whole("value_dim")?, whole("rope_dim")?);
         let pairing = match container.text("rope_pairing")? {
@@ -101,7 +106,11 @@ impl QueryStatistics {
         let mut sizes = BTreeMap::new();
         for index in layer_numbers(&container, &TENSORS)? {
             let [query_heads, dim, inputs] = container.shape(&name(index, "weights"), ["query_heads", "dim", "inputs"])?;
-            let expected = [("centre", [1, 1, inputs]), ("mean", [query_heads, 1, dim]), ("noise", [query_heads, dim, dim])];
+            let expected = [
+                ("centre", [1, 1, inputs]),
+                ("mean", [query_heads, 1, dim]),
+                ("noise", [query_heads, dim, dim]),
+            ];
             for (kind, shape) in expected {
                 let found = container.shape(&name(index, kind), ["heads", "rows", "channels"])?;
                 if found != shape {
@@ -131,6 +140,14 @@ impl QueryStatistics {
             sizes,
             container,
         })
+    }
+
+    /// SHA-256 of the whole file, in hexadecimal.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn digest(&self) -> Result<String> {
+        self.container.digest()
     }
 
     /// Query heads of a layer, where the statistics are those of a model with such a layer.

@@ -175,6 +175,7 @@ fn made(found: &Inspection) -> Option<String> {
     for (what, value) in [("method", &made.method), ("tool", &made.tool), ("source", &made.source)] {
         line(&mut text, what, value.as_deref().unwrap_or("not said"));
     }
+    line(&mut text, "queries", &made.queries);
     if let Some(keep) = made.keep {
         line(&mut text, "kept", &format!("{:.1}% of the pairs", keep * 100.0));
     }
