@@ -67,10 +67,11 @@ impl Target {
     #[must_use]
     pub fn scope(&self) -> Scope {
         match self.format {
-            Format::Compressed => Scope::Head,
+            // No compression ends in a capture: `check` says so.
+            Format::Compressed | Format::Capture => Scope::Head,
             Format::Mlx(_) => Scope::Layer,
             Format::HuggingFace if matches!(self.frame, Some(Frame::Absolute | Frame::At(_))) => Scope::Layer,
-            Format::HuggingFace | Format::Llama(_) | Format::Capture => Scope::Uniform,
+            Format::HuggingFace | Format::Llama(_) => Scope::Uniform,
         }
     }
 

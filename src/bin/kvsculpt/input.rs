@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvsculpt::Result;
 use kvsculpt::cache::{Capture, QuerySource, QueryStatistics};
-use kvsculpt::formats::{Cache, Format};
+use kvsculpt::formats::{Cache, Format, detect};
 
 use crate::Talk;
 use crate::formats::KnownArguments;
@@ -68,7 +68,10 @@ impl InputArguments {
             Some(Queries::Keys) => Some(QuerySource::Keys),
             Some(Queries::Statistics(file)) => {
                 let statistics = QueryStatistics::open(file)?;
-                known.add_statistics(&statistics);
+                // A capture says all of it itself.
+                if detect(path)? != Format::Capture {
+                    known.add_statistics(&statistics);
+                }
                 Some(QuerySource::Statistics(Arc::new(statistics)))
             }
             Some(Queries::Real) => Some(QuerySource::Own),
