@@ -5,7 +5,7 @@ use std::fs;
 use kvsculpt::formats::{Cache, Format, Known};
 
 use crate::draft::Draft;
-use crate::workplace::{Workplace, capture, refused, run, succeeded};
+use crate::workplace::{Workplace, capture, refused, run, succeeded, text};
 
 /// The workplace's capture with layers 0 and 1, so that formats that want all layers take it.
 fn numbered() -> Draft {
@@ -26,7 +26,7 @@ fn go(workplace: &Workplace, words: &[&str]) -> std::process::Output {
     run(&words.collect::<Vec<_>>())
 }
 
-const QUICK: [&str; 8] = ["--steps", "1", "--iterations", "2", "--engine", "cpu", "--keep", "0.5"];
+const QUICK: [&str; 9] = ["--steps", "1", "--iterations", "2", "--engine", "cpu", "-q", "--keep", "0.5"];
 const FACTS: [&str; 8] = [
     "--rope-theta",
     "10000",
@@ -67,7 +67,8 @@ fn caches_of_every_format_are_compressed_to_every_format() {
         ));
         let output = format!("@{format}-short");
         let output = [&[input.as_str(), "-o", &output, "--to", format, "--queries", &source], &FACTS[..]].concat();
-        let said = succeeded(&compress(&workplace, &output));
+        let output = compress(&workplace, &output);
+        let said = succeeded(&output);
         assert!(said.contains("queries  drawn from statistics"), "{said}");
         let known = Known {
             kv_heads: Some(2),
@@ -101,7 +102,7 @@ fn what_a_target_cannot_hold_is_refused_before_the_work() {
         ("capture", &[], &["--to"]),
     ] {
         let mut given = [&input[..], &[format], more].concat();
-        given.extend(if more.contains(&"--bytes") { &QUICK[..6] } else { &QUICK[..] });
+        given.extend(if more.contains(&"--bytes") { &QUICK[..7] } else { &QUICK[..] });
         let output = go(&workplace, &[&["compress"], &given[..]].concat());
         refused(&output, if more.contains(&"--layers") { 3 } else { 2 }, words);
     }
@@ -117,13 +118,17 @@ fn a_cache_without_queries_says_what_it_needs() {
         2,
         &["holds no queries", "statistics:FILE"],
     );
-    let output = compress(&workplace, &["@mlx", "-o", "@out"]);
-    let (said, told) = (succeeded(&output), String::from_utf8_lossy(&output.stderr).into_owned());
+    let loud: Vec<&str> = QUICK.into_iter().filter(|&word| word != "-q").collect();
+    let output = go(&workplace, &[&["compress", "@mlx", "-o", "@out"], &loud[..]].concat());
+    let (said, told) = (text(&output.stdout), text(&output.stderr));
     assert!(
         said.contains("guessed from keys") && said.contains("selected and refitted"),
-        "{said}"
+        "{said}{told}"
     );
-    assert!(told.contains("guessed") && told.contains("--method"), "{told}");
+    assert!(
+        told.lines().count() == 2 && told.contains("guessed") && told.contains("--method"),
+        "{told}"
+    );
     refused(
         &compress(&workplace, &["@out", "-o", "@again", "--queries", "keys"]),
         3,
@@ -196,7 +201,8 @@ fn other_engines_files_are_looked_at() {
     let workplace = Workplace::new(&numbered().bytes());
     succeeded(&go(&workplace, &["convert", "@capture.safetensors", "@state", "--to", "llama"]));
     refused(&go(&workplace, &["inspect", "@state"]), 2, &["--kv-heads"]);
-    let said = succeeded(&go(&workplace, &["inspect", "@state", "--kv-heads", "2"]));
+    let output = go(&workplace, &["inspect", "@state", "--kv-heads", "2"]);
+    let said = succeeded(&output);
     for words in ["llama.cpp sequence state, version 3", "96", "f16", "first 4", "12.0 KiB"] {
         assert!(said.contains(words), "{said} lacks {words}");
     }
