@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::cache::{Cache, LayerFacts, LayerPairs};
-use super::known::{Known, hugging_face_pairing, llama_pairing};
+use super::known::{hugging_face_pairing, llama_pairing};
 use super::turn::Turn;
 use super::{Format, hugging_face, llama, mlx, own};
 use crate::budget::Scope;
-use crate::cache::{Capture, Compressed, CompressedLayer, Dtype, Pairing, Rope};
+use crate::cache::{Capture, CompressedLayer, Dtype, Pairing, Rope};
 use crate::error::{Error, Result};
 
 /// Before which position the written keys stand.
@@ -96,26 +96,23 @@ impl Target {
                 "a compressed cache holds no queries, which a capture needs; leave it out, or name another format",
             ));
         }
-        let mut metadata = capture.metadata.clone();
-        metadata.insert("format".to_owned(), "kv-compressed".to_owned());
-        let layers = layers.iter().map(|&index| {
+        let facts = layers.iter().map(|&index| {
             let shape = capture.shape(index)?;
-            Ok(CompressedLayer {
+            Ok(LayerFacts {
                 index,
+                lengths: vec![kept; shape.kv_heads],
                 dim: shape.dim,
                 value_dim: shape.value_dim,
-                lengths: vec![0; shape.kv_heads],
-                key: Vec::new(),
-                value: Vec::new(),
-                bias: None,
-                dtype: shape.dtype,
+                key_dtype: shape.dtype,
+                value_dtype: shape.dtype,
+                bias: false,
+                next_position: capture.next_position,
             })
         });
-        let layers = layers.collect::<Result<Vec<_>>>()?;
-        let mut cache = Cache::from_compressed(&capture.path, Compressed { layers, metadata }, &Known::default())?;
-        for layer in &mut cache.layers {
-            layer.lengths.fill(kept);
-        }
+        // No number of it is ever read.
+        let source = Box::new(Vec::<CompressedLayer>::new());
+        let layers = facts.collect::<Result<_>>()?;
+        let cache = own::from_texts(capture.path.clone(), Format::Compressed, layers, capture.metadata.clone(), source)?;
         let plan = Plan::new(&cache, self)?;
         match self.format {
             Format::Mlx(layout) => mlx::check(&plan, layout),

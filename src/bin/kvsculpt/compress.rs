@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         request.options.method = Method::SelectFit;
         note(
             talk,
-            "keys fitted to guessed queries are worse than none, so the method is select-fit; --method says another",
+            "fitting keys to guessed queries gains nothing in the mean and can do harm, so the method is select-fit; --method says another",
         );
     }
     let target = arguments.destination.target(input.format, capture, &request)?;
