@@ -46,7 +46,7 @@ pub struct Origin {
     machine: String,
     /// The options, as JSON.
     options: String,
-    /// The rest of the request that decides the result: layers, dtype, budgets and weights.
+    /// The rest that decides the result: layers, dtype, budgets and weights of the request, and what the capture says of itself.
     rest: String,
 }
 
@@ -58,7 +58,17 @@ impl Origin {
     pub fn new(capture: &Capture, request: &Request, machine: &str) -> Result<Self> {
         let options = serde_json::to_string(&request.options)
             .map_err(|error| Error::file(&capture.path, format!("options cannot be written down: {error}")))?;
-        let rest = format!("{:?}", (&request.layers, request.dtype, &request.budgets, &request.weights));
+        // The metadata say how a capture's numbers are to be understood, and which queries stand in for its own.
+        let rest = format!(
+            "{:?}",
+            (
+                &request.layers,
+                request.dtype,
+                &request.budgets,
+                &request.weights,
+                &capture.metadata
+            )
+        );
         Ok(Self {
             tool: env!("CARGO_PKG_VERSION").into(),
             source: capture.digest()?,

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use super::container::{Container, cut, shown};
 use super::layout::{LayerShape, TENSORS, layer_numbers, layer_shape, name};
 use super::output::{Entry, Output};
+use super::queries::Proxy;
 use super::{Dtype, Pairing, Rope};
 use crate::error::{Error, Result};
 
@@ -30,6 +31,8 @@ pub struct Capture {
     /// All the file's metadata.
     pub metadata: BTreeMap<String, String>,
     pub(super) shapes: BTreeMap<usize, LayerShape>,
+    /// What stands in for its queries, where something does.
+    pub(super) proxy: Option<Proxy>,
     container: Container,
     digest: OnceLock<String>,
 }
@@ -91,6 +94,15 @@ impl Capture {
     }
 
     pub(crate) fn new(container: Container) -> Result<Self> {
+        Self::checked(container, true)
+    }
+
+    /// The same for a container that need not hold queries to fit to, because others are to be put in their place.
+    pub(crate) fn without_queries(container: Container) -> Result<Self> {
+        Self::checked(container, false)
+    }
+
+    fn checked(container: Container, needs_queries: bool) -> Result<Self> {
         container.check_format(
             "kv-capture",
             ("kv-compressed", "is a compressed cache already; give the capture it was made from"),
@@ -112,7 +124,7 @@ impl Capture {
         let rope = rope(&container)?;
         let mut shapes = BTreeMap::new();
         for index in layer_numbers(&container, &TENSORS)? {
-            let shape = layer_shape(&container, index, tokens)?;
+            let shape = layer_shape(&container, index, tokens, needs_queries)?;
             check_rope(&container, &rope, index, &shape)?;
             shapes.insert(index, shape);
         }
@@ -125,6 +137,7 @@ impl Capture {
             rope,
             metadata: container.metadata.clone(),
             shapes,
+            proxy: None,
             container,
             digest: OnceLock::new(),
         })
@@ -155,7 +168,7 @@ impl Capture {
     /// else as [`shape`](Self::shape).
     pub fn layer(&self, index: usize) -> Result<Layer> {
         let shape = self.shape(index)?.clone();
-        Ok(Layer {
+        let mut layer = Layer {
             index,
             kv_heads: shape.kv_heads,
             query_heads: shape.query_heads,
@@ -165,10 +178,28 @@ impl Capture {
             dtype: shape.dtype,
             key: self.read(index, "key", self.tokens, shape.dim)?,
             value: self.read(index, "value", self.tokens, shape.value_dim)?,
-            query: self.queries(index, "query", shape.query.then_some(self.tokens), shape.dim)?,
-            reference_query: self.queries(index, "reference_query", shape.reference_rows, shape.dim)?,
-            probe_query: self.queries(index, "probe_query", shape.probe_rows, shape.dim)?,
-        })
+            query: self.stored(index, "query", self.stored_rows(&shape), shape.dim)?,
+            reference_query: self.stored(index, "reference_query", shape.reference_rows, shape.dim)?,
+            probe_query: self.stored(index, "probe_query", shape.probe_rows, shape.dim)?,
+        };
+        if self.proxy.is_some() {
+            let mut data = Vec::new();
+            for head in 0..shape.kv_heads {
+                data.extend(self.made(&self.head_as_stored(index, head)?, head)?);
+            }
+            layer.query = Some(Queries { rows: self.tokens, data });
+        }
+        Ok(layer)
+    }
+
+    /// Rows of the context's queries that the file itself has and that count.
+    fn stored_rows(&self, shape: &LayerShape) -> Option<usize> {
+        (shape.query && self.proxy.is_none()).then_some(self.tokens)
+    }
+
+    /// All made-up queries of a head.
+    fn made(&self, layer: &Layer, head: usize) -> Result<Vec<f32>> {
+        self.queries_at(layer, head, &(0..self.tokens).collect::<Vec<usize>>())
     }
 
     /// The keys and values of a layer alone, without the queries that [`layer`](Self::layer) reads too.
@@ -188,6 +219,17 @@ impl Capture {
     /// # Errors
     /// As [`layer`](Self::layer); [`Error::Shape`] if the layer has no such head.
     pub fn head(&self, index: usize, head: usize) -> Result<Layer> {
+        let mut layer = self.head_as_stored(index, head)?;
+        if self.proxy.is_some() {
+            let data = self.made(&layer, head)?;
+            layer.query = Some(Queries { rows: self.tokens, data });
+        }
+        Ok(layer)
+    }
+
+    /// As [`head`](Self::head), without queries that are made up: of those only the ones that are
+    /// [drawn](Self::queries_at) need be made.
+    pub(crate) fn head_as_stored(&self, index: usize, head: usize) -> Result<Layer> {
         let shape = self.shape(index)?.clone();
         if head >= shape.kv_heads {
             let reason = format!("there is no such head; the layer's KV heads are 0 to {}", shape.kv_heads - 1);
@@ -214,13 +256,20 @@ impl Capture {
             dtype: shape.dtype,
             key: pairs("key", shape.dim)?,
             value: pairs("value", shape.value_dim)?,
-            query: queries("query", shape.query.then_some(self.tokens))?,
+            query: queries("query", self.stored_rows(&shape))?,
             reference_query: queries("reference_query", shape.reference_rows)?,
             probe_query: queries("probe_query", shape.probe_rows)?,
         })
     }
 
-    fn queries(&self, index: usize, kind: &str, rows: Option<usize>, dim: usize) -> Result<Option<Queries>> {
+    /// One row of a head's keys or values.
+    pub(super) fn row(&self, index: usize, kind: &str, head: usize, token: usize, channels: usize) -> Result<Vec<f32>> {
+        let start = (head * self.tokens + token) * channels;
+        let place = |element| place(kind, self.tokens, channels, element);
+        self.container.floats_in(&name(index, kind), start..start + channels, place)
+    }
+
+    fn stored(&self, index: usize, kind: &str, rows: Option<usize>, dim: usize) -> Result<Option<Queries>> {
         rows.map(|rows| {
             Ok(Queries {
                 rows,
@@ -251,7 +300,10 @@ impl Capture {
         let mut output = Output::create(path)?;
         output.header(&self.metadata, &entries)?;
         for (index, kind, [_, rows, channels]) in self.arrays() {
-            let data = self.read(index, kind, rows, channels)?;
+            let data = match (kind, &self.proxy) {
+                ("query", Some(_)) => self.layer(index)?.query.map(|queries| queries.data).unwrap_or_default(),
+                _ => self.read(index, kind, rows, channels)?,
+            };
             output.floats(&name(index, kind), &data, dtype, |element| place(kind, rows, channels, element))?;
         }
         output.finish()
@@ -260,7 +312,7 @@ impl Capture {
     /// How all arrays are stored, queries too; F32, which holds any, where they differ.
     pub(crate) fn dtype(&self) -> Result<Dtype> {
         let mut found = None;
-        for (index, kind, _) in self.arrays() {
+        for (index, kind, _) in self.arrays().filter(|array| array.1 != "query" || self.proxy.is_none()) {
             let dtype = self.container.dtype(&name(index, kind))?;
             if *found.get_or_insert(dtype) != dtype {
                 return Ok(Dtype::F32);
@@ -284,6 +336,21 @@ impl Capture {
             .into_iter()
             .flatten()
         })
+    }
+
+    /// Says how keys and values were stored where they were read from.
+    pub(crate) fn stored_as(&mut self, dtypes: impl Iterator<Item = (usize, (Dtype, Dtype))>) {
+        for (index, (key, value)) in dtypes {
+            if let Some(shape) = self.shapes.get_mut(&index) {
+                // F32 holds either of two.
+                shape.dtype = if key == value { key } else { Dtype::F32 };
+            }
+        }
+    }
+
+    /// Says the digest of the file that it was read from.
+    pub(crate) fn known_digest(&mut self, digest: String) {
+        self.digest = OnceLock::from(digest);
     }
 
     /// SHA-256 of the whole file, in hexadecimal, computed once; of a capture made [from

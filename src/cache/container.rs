@@ -10,7 +10,6 @@ use safetensors::Dtype as Stored;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use sha2::{Digest, Sha256};
 
 use super::Dtype;
 use super::output::header;
@@ -396,9 +395,7 @@ impl Container {
 
     /// SHA-256 of the whole file, in hexadecimal.
     pub(crate) fn digest(&self) -> Result<String> {
-        let mut hash = Sha256::new();
-        self.source.stream(0, self.source.length, |bytes| hash.update(bytes))?;
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        self.source.digest()
     }
 }
 

@@ -102,7 +102,7 @@ fn edits(a: &str, b: &str) -> usize {
 }
 
 /// Checks that a layer's tensors are there and agree with each other and with the metadata.
-pub(super) fn layer_shape(container: &Container, index: usize, tokens: usize) -> Result<LayerShape> {
+pub(super) fn layer_shape(container: &Container, index: usize, tokens: usize, needs_queries: bool) -> Result<LayerShape> {
     let (key, value) = (name(index, "key"), name(index, "value"));
     for needed in [&key, &value] {
         if !container.tensors.contains_key(needed) {
@@ -134,7 +134,12 @@ pub(super) fn layer_shape(container: &Container, index: usize, tokens: usize) ->
     }
     let reference = query_shape(container, index, "reference_query", kv_heads, dim)?;
     let probe = query_shape(container, index, "probe_query", kv_heads, dim)?;
-    let Some((query_heads, _)) = query.or(reference) else {
+    let asked = if needs_queries {
+        query.or(reference)
+    } else {
+        query.or(reference).or(probe).or(Some((kv_heads, 0)))
+    };
+    let Some((query_heads, _)) = asked else {
         return Err(container.tensor_error(
             &name(index, "query"),
             "is missing: there is nothing to fit to; write the context's queries before RoPE, or `reference_query` after RoPE",

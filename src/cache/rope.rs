@@ -186,6 +186,21 @@ impl Rope {
     }
 }
 
+/// Puts a row's rotating channels in another order, with room for as many: half to interleaved, `moved[2j + i] = key[i · half + j]`, or back.
+pub(crate) fn reorder(key: &mut [f32], moved: &mut [f32], to: Pairing) {
+    let half = key.len() / 2;
+    for j in 0..half {
+        for i in 0..2 {
+            let (split, woven) = (i * half + j, 2 * j + i);
+            match to {
+                Pairing::Interleaved => moved[woven] = key[split],
+                Pairing::Half => moved[split] = key[woven],
+            }
+        }
+    }
+    key.copy_from_slice(moved);
+}
+
 /// A positive number of the scaling.
 fn number(object: &Map<String, Value>, key: &str) -> Result<f64, String> {
     match object.get(key).and_then(Value::as_f64) {

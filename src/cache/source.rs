@@ -7,6 +7,8 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use sha2::{Digest, Sha256};
+
 use super::Dtype;
 use crate::error::{Error, Result};
 
@@ -131,6 +133,13 @@ impl Source {
             .map_err(|_| Error::file(&self.path, format!("{label} need more memory than this machine gives")))?;
         self.stream(start, bytes, |bytes| dtype.widen(bytes, &mut values))?;
         Ok(values)
+    }
+
+    /// SHA-256 of all of it, in hexadecimal.
+    pub(crate) fn digest(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        self.stream(0, self.length, |bytes| hash.update(bytes))?;
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     fn error(&self, start: u64, error: &std::io::Error) -> Error {

@@ -104,6 +104,16 @@ pub(super) trait Layers: fmt::Debug + Send + Sync {
     fn capture(&self) -> Option<&Capture> {
         None
     }
+
+    /// The same, taken out.
+    fn into_capture(self: Box<Self>) -> Option<Capture> {
+        None
+    }
+
+    /// SHA-256 of the file, where there is one.
+    fn digest(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
 }
 
 /// An open cache of any format: its header is read and checked, its layers are read one at a time.
@@ -158,7 +168,7 @@ impl Cache {
         let cache = match opened(source)? {
             Opened::Llama(source, version) => llama::open(source, version, known),
             Opened::Container(container) => match container_format(&container) {
-                Format::Capture => own::capture(Capture::new(container)?),
+                Format::Capture => own::capture(Capture::new(own::told(container, known))?),
                 Format::Compressed => own::compressed(container.path().to_owned(), Compressed::take(container)?),
                 Format::Mlx(layout) => mlx::open(container, layout),
                 Format::HuggingFace | Format::Llama(_) => hugging_face::open(container, known),

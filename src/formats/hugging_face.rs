@@ -36,6 +36,10 @@ pub(super) struct Tensors {
 }
 
 impl Layers for Tensors {
+    fn digest(&self) -> Result<Option<String>> {
+        self.container.digest().map(Some)
+    }
+
     fn read(&self, number: usize, facts: &LayerFacts) -> Result<LayerPairs> {
         let (Some([key, value]), Some(&capacity)) = (self.names.get(number), self.capacity.get(number)) else {
             return Err(Error::shape("cache", format!("has no layer number {number} from 0")));

@@ -2,7 +2,7 @@
 
 use super::Format;
 use super::cache::{Cache, RopeFacts};
-use crate::cache::Pairing;
+use crate::cache::{Pairing, QueryStatistics};
 use crate::error::{Error, Result};
 
 /// What the caller knows of a cache. Where the file says it too, the caller's word counts, but for positions, which must not
@@ -24,6 +24,21 @@ pub struct Known {
     pub model: Option<String>,
     /// The text's tokens, which llama.cpp's files hold.
     pub token_ids: Option<Vec<i32>>,
+}
+
+impl Known {
+    /// Takes from query statistics what they say of their model: its architecture, KV heads and rotation; what is known already stays.
+    pub fn add_statistics(&mut self, statistics: &QueryStatistics) {
+        let text = |key: &str| statistics.metadata.get(key).cloned();
+        self.kv_heads = self.kv_heads.or(Some(statistics.kv_heads));
+        self.architecture = self.architecture.take().or_else(|| text("architecture"));
+        if self.rope.is_none() {
+            let theta = text("rope_theta").and_then(|text| text.parse().ok());
+            let dim = text("rope_dim").and_then(|text| text.parse().ok());
+            let scaling = text("rope_scaling");
+            self.rope = theta.zip(dim).map(|(theta, dim)| RopeFacts { theta, dim, scaling });
+        }
+    }
 }
 
 impl Cache {

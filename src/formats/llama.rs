@@ -11,7 +11,7 @@ use crate::cache::{Dtype, Source};
 use crate::error::{Error, Result};
 
 mod write;
-pub(super) use write::write;
+pub(super) use write::{check, write};
 
 /// Texts in which other formats keep what only this one has.
 const TRANSPOSED: &str = "llama.values_transposed";
@@ -59,6 +59,10 @@ struct State {
 }
 
 impl Layers for State {
+    fn digest(&self) -> Result<Option<String>> {
+        self.source.digest().map(Some)
+    }
+
     fn read(&self, number: usize, facts: &LayerFacts) -> Result<LayerPairs> {
         let (Some(key), Some(value)) = (self.keys.get(number), self.values.get(number)) else {
             return Err(Error::shape("cache", format!("has no layer number {number} from 0")));

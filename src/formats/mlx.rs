@@ -139,7 +139,8 @@ fn texts(container: &Container, prefix: &str) -> Result<BTreeMap<String, String>
     Ok(texts)
 }
 
-pub(super) fn write(plan: &Plan<'_>, path: &Path, layout: MlxLayout) -> Result<u64> {
+/// Fails now as [`write`] would.
+pub(super) fn check(plan: &Plan<'_>, layout: MlxLayout) -> Result<()> {
     for (number, facts) in plan.layers.iter().enumerate() {
         if facts.index != number {
             return Err(plan.cache.error(format!(
@@ -147,6 +148,11 @@ pub(super) fn write(plan: &Plan<'_>, path: &Path, layout: MlxLayout) -> Result<u
             )));
         }
     }
+    metadata(plan, layout).map(drop)
+}
+
+pub(super) fn write(plan: &Plan<'_>, path: &Path, layout: MlxLayout) -> Result<u64> {
+    check(plan, layout)?;
     let mut entries: Vec<Entry> = Vec::new();
     if layout == MlxLayout::Scalars {
         for number in 0..plan.layers.len() {

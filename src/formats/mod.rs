@@ -30,8 +30,29 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # To be compressed
+//!
+//! [`Cache::into_capture`] puts queries beside a cache that has none, so that [`compress`](crate::solver::compress) takes it; best
+//! those that [`QueryStatistics`](crate::cache::QueryStatistics) of its model draw.
+//!
+//! ```no_run
+//! use std::{path::Path, sync::Arc};
+//! use kvsculpt::cache::{QuerySource, QueryStatistics};
+//! use kvsculpt::formats::{Cache, Known};
+//!
+//! # fn main() -> kvsculpt::Result<()> {
+//! let statistics = QueryStatistics::open(Path::new("qwen2.5-0.5b.statistics"))?;
+//! let mut known = Known::default();
+//! known.add_statistics(&statistics);
+//! let cache = Cache::open(Path::new("prompt.safetensors"), &known)?;
+//! let capture = cache.into_capture(QuerySource::Statistics(Arc::new(statistics)), 0)?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod cache;
+mod capture;
 mod configuration;
 mod hugging_face;
 mod known;

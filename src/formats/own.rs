@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::Format;
 use super::cache::{Cache, LayerFacts, LayerPairs, Layers, RopeFacts};
+use super::known::Known;
 use super::target::Plan;
-use crate::cache::{Capture, Compressed, CompressedLayer, Dtype, Pairing};
+use crate::cache::{Capture, Compressed, CompressedLayer, Container, Dtype, Pairing};
 use crate::error::{Error, Result};
 
 /// Texts that every file states anew.
@@ -32,6 +33,10 @@ impl Layers for Capture {
     fn capture(&self) -> Option<&Capture> {
         Some(self)
     }
+
+    fn into_capture(self: Box<Self>) -> Option<Capture> {
+        Some(*self)
+    }
 }
 
 /// Layers in memory.
@@ -45,6 +50,35 @@ impl Layers for Vec<CompressedLayer> {
             value: layer.value.clone(),
             bias: layer.bias.clone(),
         })
+    }
+}
+
+/// A capture's container with what the caller knows put over what it says. What contradicts its positions or shapes is found later.
+pub(super) fn told(mut container: Container, known: &Known) -> Container {
+    let mut set = |key: &str, text: Option<String>| {
+        if let Some(text) = text {
+            container.metadata.insert(key.to_owned(), text);
+        }
+    };
+    set("model", known.model.clone());
+    set("architecture", known.architecture.clone());
+    set("token_ids", known.token_ids.as_deref().map(list));
+    set("rope_pairing", known.pairing.map(|pairing| written(pairing).to_owned()));
+    if let Some(rope) = &known.rope {
+        set("rope_theta", Some(format!("{:?}", rope.theta)));
+        set("rope_dim", Some(rope.dim.to_string()));
+        container.metadata.remove("rope_scaling");
+        if let Some(scaling) = &rope.scaling {
+            container.metadata.insert("rope_scaling".to_owned(), scaling.clone());
+        }
+    }
+    container
+}
+
+pub(super) fn written(pairing: Pairing) -> &'static str {
+    match pairing {
+        Pairing::Half => "half",
+        Pairing::Interleaved => "interleaved",
     }
 }
 
@@ -146,11 +180,7 @@ pub(super) fn texts(plan: &Plan<'_>) -> BTreeMap<String, String> {
         set("rope_dim", Some(rope.dim.to_string()));
         set("rope_scaling", rope.scaling.clone());
     }
-    let pairing = plan.pairing.map(|pairing| match pairing {
-        Pairing::Half => "half",
-        Pairing::Interleaved => "interleaved",
-    });
-    set("rope_pairing", pairing.map(str::to_owned));
+    set("rope_pairing", plan.pairing.map(|pairing| written(pairing).to_owned()));
     set("token_ids", cache.token_ids.as_ref().map(|ids| list(ids)));
     set("positions", plan.positions.as_ref().map(|positions| list(positions)));
     if plan.turned()
@@ -162,7 +192,7 @@ pub(super) fn texts(plan: &Plan<'_>) -> BTreeMap<String, String> {
     texts
 }
 
-fn list(numbers: &[i32]) -> String {
+pub(super) fn list(numbers: &[i32]) -> String {
     let numbers: Vec<String> = numbers.iter().map(i32::to_string).collect();
     format!("[{}]", numbers.join(","))
 }

@@ -6,7 +6,8 @@ use super::cache::{Cache, LayerFacts, LayerPairs};
 use super::known::{hugging_face_pairing, llama_pairing};
 use super::turn::Turn;
 use super::{Format, hugging_face, llama, mlx, own};
-use crate::cache::{Dtype, Pairing, Rope};
+use crate::budget::Scope;
+use crate::cache::{Capture, CompressedLayer, Dtype, Pairing, Rope};
 use crate::error::{Error, Result};
 
 /// Before which position the written keys stand.
@@ -59,6 +60,66 @@ pub struct Written {
     pub layers: Vec<LayerFacts>,
     /// Whether keys were turned to other positions.
     pub turned: bool,
+}
+
+impl Target {
+    /// How far lengths may differ in a cache that is written so.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        match self.format {
+            // No compression ends in a capture: `check` says so.
+            Format::Compressed | Format::Capture => Scope::Head,
+            Format::Mlx(_) => Scope::Layer,
+            Format::HuggingFace if matches!(self.frame, Some(Frame::Absolute | Frame::At(_))) => Scope::Layer,
+            Format::HuggingFace | Format::Llama(_) => Scope::Uniform,
+        }
+    }
+
+    /// Whether pairs may have a bias on their logit in a cache that is written so.
+    #[must_use]
+    pub fn holds_bias(&self) -> bool {
+        self.format == Format::Compressed
+    }
+
+    /// Fails now as [`Cache::write`] would for what a capture is compressed to, so that nothing is done in vain; `layers` are those
+    /// compressed, `kept` the pairs of every head where all have as many.
+    ///
+    /// # Errors
+    /// As [`Cache::write`], but for what only the numbers themselves show.
+    pub fn check(&self, capture: &Capture, layers: &[usize], kept: usize) -> Result<()> {
+        if self.format == Format::Compressed {
+            return Ok(());
+        }
+        if self.format == Format::Capture {
+            return Err(Error::option(
+                "--to",
+                "a compressed cache holds no queries, which a capture needs; leave it out, or name another format",
+            ));
+        }
+        let facts = layers.iter().map(|&index| {
+            let shape = capture.shape(index)?;
+            Ok(LayerFacts {
+                index,
+                lengths: vec![kept; shape.kv_heads],
+                dim: shape.dim,
+                value_dim: shape.value_dim,
+                key_dtype: shape.dtype,
+                value_dtype: shape.dtype,
+                bias: false,
+                next_position: capture.next_position,
+            })
+        });
+        // No number of it is ever read.
+        let source = Box::new(Vec::<CompressedLayer>::new());
+        let layers = facts.collect::<Result<_>>()?;
+        let cache = own::from_texts(capture.path.clone(), Format::Compressed, layers, capture.metadata.clone(), source)?;
+        let plan = Plan::new(&cache, self)?;
+        match self.format {
+            Format::Mlx(layout) => mlx::check(&plan, layout),
+            Format::Llama(_) => llama::check(&plan),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Cache {

@@ -1,6 +1,6 @@
 //! Keys turned to another frame of positions, and their channels put in another engine's order.
 
-use crate::cache::{Pairing, Rope};
+use crate::cache::{Pairing, Rope, reorder};
 
 /// What becomes of the keys of a layer.
 #[derive(Debug)]
@@ -26,21 +26,6 @@ impl Turn {
             }
         }
     }
-}
-
-/// Half order to interleaved, `moved[2j + i] = key[i · half + j]`, or back.
-fn reorder(key: &mut [f32], moved: &mut [f32], to: Pairing) {
-    let half = key.len() / 2;
-    for j in 0..half {
-        for i in 0..2 {
-            let (split, woven) = (i * half + j, 2 * j + i);
-            match to {
-                Pairing::Interleaved => moved[woven] = key[split],
-                Pairing::Half => moved[split] = key[woven],
-            }
-        }
-    }
-    key.copy_from_slice(moved);
 }
 
 #[cfg(test)]

@@ -111,8 +111,8 @@ impl<'a> Teacher<'a> {
             states: Vec::new(),
         };
         for head in 0..layer.kv_heads {
-            let own = capture.head(index, head)?;
-            let rows = rows(capture, &own, split, options)?;
+            let own = capture.head_as_stored(index, head)?;
+            let rows = rows(capture, &own, head, split, options)?;
             let mut states = [Vec::new(), Vec::new()];
             for (state, rows) in states.iter_mut().zip([&rows.validation, &rows.probe]) {
                 *state = answers(engine, rows, &own.key, &own.value, (layer.dim, layer.value_dim), scale)?;

@@ -50,7 +50,7 @@ impl Problem {
     /// The chunks of one head, its rows drawn and turned; they do not know of each other yet (see
     /// [`introduce`](super::chunks::introduce)). `layer` has this KV head only.
     pub(crate) fn of_head(capture: &Capture, layer: &Layer, head: usize, cut: &Cut<'_>, options: &Options) -> Result<Vec<Self>> {
-        let mut rows = rows(capture, layer, cut.split, options)?;
+        let mut rows = rows(capture, layer, head, cut.split, options)?;
         let constant = options.has_bias().then(|| bias::widen_rows(&mut rows, layer.dim));
         let dims = Dims {
             dim: counted(layer.dim + if options.has_bias() { bias::CHANNELS } else { 0 })?,

@@ -1,7 +1,7 @@
 //! Which query rows a head is fitted to, and which are held out.
 
 use crate::cache::{Capture, Layer, LayerShape, Queries};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::options::{Options, Split};
 
 /// One head's rows: its query heads' rows one after the other, `[rows, dim]` each.
@@ -78,8 +78,8 @@ pub(crate) fn counts(shape: &LayerShape, next_position: usize, split: Split, opt
     [taken, validation, 0]
 }
 
-/// Rows of a layer of one KV head; `split` is that of the whole head.
-pub(crate) fn rows(capture: &Capture, layer: &Layer, split: Split, options: &Options) -> Result<Rows> {
+/// Rows of a layer of one KV head, which is this one of its layer in the capture; `split` is that of the whole head.
+pub(crate) fn rows(capture: &Capture, layer: &Layer, head: usize, split: Split, options: &Options) -> Result<Rows> {
     let heads = 0..layer.query_heads;
     let probe = layer.probe_query.as_ref().map_or_else(Vec::new, |queries| queries.data.clone());
     let mut rows = Rows { probe, ..Rows::default() };
@@ -87,21 +87,19 @@ pub(crate) fn rows(capture: &Capture, layer: &Layer, split: Split, options: &Opt
         split_given(queries, layer.dim, heads, options, &mut rows);
         return Ok(rows);
     }
-    let Some(queries) = &layer.query else {
-        return Err(Error::file(
-            &capture.path,
-            format!("layer {} has neither `query` nor `reference_query`", layer.index),
-        ));
-    };
     let (training, validation) = draws(layer.tokens, capture.next_position, split, options);
     rows.training.reserve_exact(heads.len() * training.len() * layer.dim);
     rows.validation.reserve_exact(heads.len() * validation.len() * layer.dim);
-    for query_head in heads {
-        let all = &queries.data[query_head * layer.tokens * layer.dim..(query_head + 1) * layer.tokens * layer.dim];
+    let mut tokens: Vec<usize> = training.iter().chain(&validation).map(|draw| draw.token).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    let asked = capture.queries_at(layer, head, &tokens)?;
+    for all in asked.chunks_exact(tokens.len() * layer.dim) {
         for (draws, rows) in [(&training, &mut rows.training), (&validation, &mut rows.validation)] {
             for draw in draws {
                 let start = rows.len();
-                rows.extend_from_slice(&all[draw.token * layer.dim..(draw.token + 1) * layer.dim]);
+                let place = tokens.partition_point(|&token| token < draw.token);
+                rows.extend_from_slice(&all[place * layer.dim..(place + 1) * layer.dim]);
                 capture.rope.rotate(&mut rows[start..], draw.position as f64);
             }
         }

@@ -94,7 +94,7 @@ impl<'a> Supply<'a> {
     /// The chunks of one head, read from the capture; they do not know of each other yet.
     pub(super) fn read(&self, head: usize, stage: Stage<'_>) -> Result<Vec<Problem>> {
         let place = self.places[head];
-        let layer = self.capture.head(place.layer, place.head)?;
+        let layer = self.capture.head_as_stored(place.layer, place.head)?;
         let cut = Cut {
             split: self.split,
             chunks: &self.splits(head, stage),

@@ -9,6 +9,7 @@
     reason = "all of this is tests, and clippy knows only functions marked as such"
 )]
 
+mod any_format;
 mod bad_input;
 mod bench;
 mod compress;

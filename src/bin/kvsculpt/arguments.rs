@@ -167,6 +167,19 @@ impl OptionArguments {
         self.config.as_deref().into_iter().chain(self.lengths.sources())
     }
 
+    /// Whether the flags or the file of `--config` say this option, one of `method` and `budget`; a preset does not count.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn says(&self, option: &str) -> Result<bool> {
+        let config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
+        let given = match option {
+            "method" => self.method.is_some(),
+            _ => self.lengths.says_budget(),
+        };
+        Ok(given || config.says(option))
+    }
+
     /// The preset, over it what the file of `--config` says, over that what was given.
     ///
     /// # Errors

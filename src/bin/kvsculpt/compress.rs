@@ -3,25 +3,30 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kvsculpt::cache::{Capture, Compressed, write_whole};
+use kvsculpt::cache::{Compressed, Dtype, write_whole};
+use kvsculpt::formats::{Format, Target};
 use kvsculpt::journal::Journal;
 use kvsculpt::machine::{Machine, Measured};
+use kvsculpt::options::Method;
 use kvsculpt::solver::{Compression, Request, check};
 use kvsculpt::{Error, Result};
 
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
+use crate::destination::{self, DestinationArguments, fit};
+use crate::input::{InputArguments, note};
 use crate::progress::Progress;
 use crate::report::{Report, Written};
 use crate::unfinished::{self, UnfinishedArguments};
 use crate::{Talk, dry_run, engine, print, print_json, table, timings};
 
-/// Compress a capture.
+/// Compress a capture, or the cache of another engine.
 ///
-/// Reads keys, values and queries (safetensors, `kv-capture`) and writes the short cache (`kv-compressed`), whole or not at all. The
+/// Reads keys, values and queries (safetensors, `kv-capture`), or keys and values as mlx-lm, llama.cpp and users of Hugging Face write
+/// them, and writes the short cache (`kv-compressed`, or one of those formats), whole or not at all. The
 /// table shows each head's errors on probe queries, which are never fitted, beside those of simpler methods at the same length.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The capture to read
+    /// The capture or cache to read; which format it has shows from the contents
     capture: PathBuf,
     /// The file to write
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
@@ -47,7 +52,11 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     unfinished: UnfinishedArguments,
     #[command(flatten)]
+    destination: DestinationArguments,
+    #[command(flatten)]
     options: OptionArguments,
+    #[command(flatten)]
+    input: InputArguments,
     #[command(flatten)]
     engine: EngineArguments,
     /// The most memory, on host and device together, that the work may use beside the short cache, e.g. 4GiB [default: heads of 1GiB
@@ -58,35 +67,51 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let started = Instant::now();
-    let capture = Capture::open(&arguments.capture)?;
+    let options = arguments.options.options()?;
+    let input = arguments.input.open(&arguments.capture, options.seed, talk)?;
+    let capture = &input.capture;
     if let (Some(output), false) = (&arguments.output, arguments.dry_run) {
         check_outputs(arguments, output)?;
     }
     let mut request = Request {
-        options: arguments.options.options()?,
+        options,
         layers: arguments.layers.clone().map(|layers| layers.0),
         dtype: arguments.dtype.map(Into::into),
         memory: arguments.memory,
         ..Request::default()
     };
     let lengths = &arguments.options.lengths;
+    if input.guessed && !arguments.options.says("method")? {
+        request.options.method = Method::SelectFit;
+        note(
+            talk,
+            "fitting keys to guessed queries gains nothing in the mean and can do harm, so the method is select-fit; --method says another",
+        );
+    }
+    let target = arguments.destination.target(input.format, capture, &request)?;
+    if matches!(target.format, Format::Llama(_)) {
+        // What is told of the result is told of its numbers as they are stored.
+        request.dtype = request.dtype.or(target.dtype).or(Some(Dtype::F16));
+    }
     lengths.complete(&mut request, &capture.layers)?;
-    check(&capture, &request)?;
+    fit(&mut request, &target, arguments.options.says("budget")?, talk)?;
+    let split = check(capture, &request)?;
+    target.check(capture, request.layers.as_deref().unwrap_or(&capture.layers), split.kept())?;
     let mut machine = engine::open(&arguments.engine, talk)?;
     let output = match &arguments.output {
         Some(output) if !arguments.dry_run => output,
-        _ => return dry_run::run(&mut machine, &capture, &request, arguments.json, talk),
+        _ => return dry_run::run(&mut machine, capture, &request, arguments.json, talk),
     };
     if arguments.timings {
         // Where the device has no clock, the table says what stands in its stead.
         machine.enable_timings();
     }
     let progress = Progress::new(talk, request.decided());
-    let work = (&capture, &request);
+    let work = (capture, &request);
     let (mut finished, mut unfinished) = unfinished::open(arguments.unfinished, output, work, &machine, (talk, progress))?;
-    let made = machine.compress_from(&capture, &request, &mut finished, &mut unfinished);
+    let made = machine.compress_from(capture, &request, &mut finished, &mut unfinished);
     unfinished.finish();
-    match made.and_then(|made| write(arguments, output, &machine, &request, &made, started)) {
+    match made.and_then(|made| write(arguments, (output, &target), &machine, &request, &made, started)) {
         Ok(()) => unfinished.remove(),
         Err(error) => {
             unfinished.leave(&error);
@@ -98,7 +123,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
 /// Writes the output and what was asked for beside it, and says what was done.
 fn write(
     arguments: &Arguments,
-    output: &Path,
+    (output, target): (&Path, &Target),
     machine: &Machine,
     request: &Request,
     (compression, measured): &(Compression, Measured),
@@ -107,7 +132,7 @@ fn write(
     let write = Instant::now();
     let written = Written {
         path: output,
-        bytes: compression.compressed.write(output)?,
+        bytes: destination::write(&compression.compressed, target, output)?,
         seconds: write.elapsed().as_secs_f64(),
     };
     let lengths = &arguments.options.lengths;
@@ -157,14 +182,18 @@ fn check_outputs(arguments: &Arguments, output: &Path) -> Result<()> {
             "is the capture itself, which would be lost; choose another path for --output",
         );
     }
-    let mut sources = arguments.options.sources();
+    let mut sources = arguments.options.sources().chain(arguments.input.sources());
     if let Some(source) = sources.find(|source| is_same(output, source)) {
         return refuse(source, "is read, and would be lost; choose another path for --output");
     }
     Compressed::check_writable(output)?;
     let journal = Journal::path_of(output);
     let beside = [Some(capture), arguments.report.as_deref(), arguments.options.lengths.destination()];
-    let mut files = beside.into_iter().flatten().chain(arguments.options.sources());
+    let mut files = beside
+        .into_iter()
+        .flatten()
+        .chain(arguments.options.sources())
+        .chain(arguments.input.sources());
     if let Some(file) = files.find(|file| is_same(file, &journal)) {
         return refuse(file, "is where what is finished of the output is kept; choose another path");
     }
@@ -175,6 +204,7 @@ fn check_outputs(arguments: &Arguments, output: &Path) -> Result<()> {
             || options
                 .sources()
                 .chain(options.lengths.destination())
+                .chain(arguments.input.sources())
                 .any(|other| is_same(page, other))
         {
             return refuse(
@@ -193,7 +223,12 @@ fn check_outputs(arguments: &Arguments, output: &Path) -> Result<()> {
             "is the capture or the output, which would be lost; choose another path for --save-budgets",
         );
     }
-    if arguments.options.sources().any(|source| is_same(budgets, source)) {
+    if arguments
+        .options
+        .sources()
+        .chain(arguments.input.sources())
+        .any(|source| is_same(budgets, source))
+    {
         return refuse(
             budgets,
             "is read, and what it says of other layers would be lost; choose another path for --save-budgets",

@@ -65,6 +65,11 @@ impl Config {
         self.preset.as_deref()
     }
 
+    /// Whether the file says this option.
+    pub(crate) fn says(&self, option: &str) -> bool {
+        self.options.contains_key(option)
+    }
+
     /// These options put over others; fails at the first whose value has no meaning, by name.
     pub(crate) fn over(&self, base: Options) -> Result<Options, String> {
         let mut options = base;

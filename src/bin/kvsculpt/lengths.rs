@@ -154,6 +154,11 @@ impl LengthArguments {
         Ok(())
     }
 
+    /// Whether it is said which heads share a length.
+    pub(crate) fn says_budget(&self) -> bool {
+        self.budget.is_some()
+    }
+
     /// Files that are read beside the capture.
     pub(crate) fn sources(&self) -> impl Iterator<Item = &Path> {
         self.budgets.iter().chain(&self.sensitivities).map(PathBuf::as_path)

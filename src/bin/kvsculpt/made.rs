@@ -1,7 +1,7 @@
 //! What a compressed file says of how it was made.
 
 use kvsculpt::Options;
-use kvsculpt::cache::Compressed;
+use kvsculpt::cache::{Compressed, QuerySource};
 use kvsculpt::solver::Outcome;
 use serde::Serialize;
 use serde_json::Value;
@@ -17,6 +17,8 @@ pub(crate) struct Made {
     pub(crate) keep: Option<f64>,
     /// The digest of the capture.
     pub(crate) source: Option<String>,
+    /// Which queries heads were fitted to.
+    pub(crate) queries: String,
     pub(crate) options: Option<Value>,
     /// What became of each head; empty where the file does not say.
     pub(crate) heads: Vec<Outcome>,
@@ -33,6 +35,7 @@ impl Made {
             method: text("method"),
             keep: text("keep").and_then(|text| text.parse().ok()),
             source: text("source"),
+            queries: text("queries").unwrap_or_else(|| QuerySource::Own.words().to_owned()),
             options: text("options").and_then(|text| serde_json::from_str(&text).ok()),
             means: (!heads.is_empty()).then(|| Means::of(&heads)),
             heads,

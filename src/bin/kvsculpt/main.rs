@@ -9,13 +9,16 @@ mod compress;
 mod config;
 mod convert;
 mod demo;
+mod destination;
 mod devices;
 mod doctor;
 mod dry_run;
 mod engine;
 mod finer;
+mod formats;
 mod generate;
 mod html;
+mod input;
 mod inspect;
 mod interrupt;
 mod lengths;
@@ -24,6 +27,7 @@ mod page;
 mod progress;
 mod report;
 mod shell;
+mod statistics;
 mod table;
 mod timings;
 mod unfinished;
@@ -84,6 +88,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Man(shell::ManArguments),
     Report(page::Arguments),
+    Statistics(statistics::Arguments),
     Generate(generate::Arguments),
 }
 
@@ -104,6 +109,7 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(arguments, program.talk),
         Command::Man(arguments) => shell::man(arguments),
         Command::Report(arguments) => page::run(arguments, program.talk),
+        Command::Statistics(arguments) => statistics::run(arguments, program.talk),
         Command::Generate(arguments) => generate::run(arguments, program.talk),
     };
     match done {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use kvsculpt::Options;
 use kvsculpt::budget::{Budgets, Curve, heat_map, length_table};
+use kvsculpt::cache::QuerySource;
 use kvsculpt::machine::{Machine, Measured};
 use kvsculpt::options::{Method, Split};
 use kvsculpt::solver::{Compression, Errors, Judged, Outcome, Timings};
@@ -33,6 +34,8 @@ pub(crate) struct Report<'a> {
     output: Option<&'a Path>,
     engine: EngineReport,
     options: &'a Options,
+    /// Which queries heads were fitted to: the capture's own, or made up by what.
+    queries: &'a str,
     /// Sinks and tail of every head, and the mean of the free pairs, rounded down.
     split: Split,
     /// By layer, the lengths of its heads.
@@ -114,6 +117,11 @@ impl<'a> Report<'a> {
                 name: machine.name(),
             },
             options,
+            queries: compression
+                .compressed
+                .metadata
+                .get("queries")
+                .map_or(QuerySource::Own.words(), String::as_str),
             split: compression.split,
             budgets: &compression.budgets,
             curves: &compression.curves,
@@ -166,6 +174,7 @@ impl<'a> Report<'a> {
             ("machine", self.engine.name.clone()),
             ("time", self.time()),
             ("pairs", self.pairs()),
+            ("queries", self.queries.to_owned()),
         ];
         let page = Page {
             name: self.capture.display().to_string(),
@@ -186,6 +195,7 @@ impl<'a> Report<'a> {
             let _ = writeln!(text, "{what:8} {value}");
         };
         line("pairs", self.pairs());
+        line("queries", self.queries.to_owned());
         line(
             "bytes",
             format!(

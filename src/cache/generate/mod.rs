@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 
 use self::model::{Head, Rotation, Rows};
-use self::noise::Stream;
+pub(super) use self::noise::Stream;
 use super::layout::name;
 use super::output::{Entry, Output};
 use super::{Capture, Context, Dtype, Layer, Pairing, Queries};

@@ -8,15 +8,15 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// A counter goes through the finishing step of SplitMix64 (Steele, Lea and Flood, 2014). Only whole numbers, additions and
 /// multiplications are used, so no mathematical library can make a difference.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stream(u64);
+pub(in crate::cache) struct Stream(u64);
 
 impl Stream {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in crate::cache) fn new(seed: u64) -> Self {
         Self(mix(seed ^ GOLDEN))
     }
 
     /// A family of its own for a part of the whole.
-    pub(super) fn part(self, number: u64) -> Self {
+    pub(in crate::cache) fn part(self, number: u64) -> Self {
         Self(mix(self.0.rotate_left(17) ^ mix(number.wrapping_add(GOLDEN))))
     }
 
@@ -35,7 +35,7 @@ impl Stream {
     }
 
     /// Mean 0, variance 1, nearly normal (never beyond 3.5): the sum of four uniform numbers of 16 bits.
-    pub(super) fn bell(self, at: u64) -> f32 {
+    pub(in crate::cache) fn bell(self, at: u64) -> f32 {
         // √3 / 2¹⁶: four uniform numbers of n values each have together the variance n² / 3.
         const SCALE: f32 = 1.732_050_8 / 65_536.0;
         let bits = self.bits(at);

@@ -9,6 +9,12 @@ use super::{TRANSPOSED, ggml_type};
 use crate::cache::{Dtype, Output};
 use crate::error::{Error, Result};
 
+/// Fails now as [`write`] would.
+pub(in crate::formats) fn check(plan: &Plan<'_>) -> Result<()> {
+    positions(plan)?;
+    token_ids(plan).map(drop)
+}
+
 /// Writes the cache as the state of one sequence; returns its bytes.
 pub(in crate::formats) fn write(plan: &Plan<'_>, path: &Path, version: LlamaVersion, transposed: Option<bool>) -> Result<u64> {
     let positions = positions(plan)?;

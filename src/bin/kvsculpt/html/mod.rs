@@ -101,7 +101,7 @@ pub(crate) fn of_file(path: &Path, compressed: &Compressed) -> Result<String> {
         name: path.display().to_string(),
         made: &made,
         curves: &[],
-        run: Vec::new(),
+        run: vec![("queries".to_owned(), made.queries.clone())],
         metadata: &compressed.metadata,
         bytes: (None, stored as u64),
     };

@@ -99,6 +99,19 @@ fn outliers(sizes: &[f64]) -> Vec<Outlier> {
     found
 }
 
+/// The mean norm of the first 4 pairs over that of all.
+pub(crate) fn first_norm(pairs: &[f32], channels: usize) -> f64 {
+    let norm = |pair: &[f32]| pair.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let norms: Vec<f64> = pairs.chunks_exact(channels).map(norm).collect();
+    let mean = |norms: &[f64]| norms.iter().sum::<f64>() / norms.len().max(1) as f64;
+    let all = mean(&norms);
+    if all > 0.0 {
+        mean(&norms[..FIRST.min(norms.len())]) / all
+    } else {
+        1.0
+    }
+}
+
 /// Where the queries of each KV head look, by the probe rows, else the user's own, else the newest of the context turned to the
 /// positions they were asked from; `None` where there are none of use.
 pub(crate) fn attention(capture: &Capture, layer: &Layer) -> Option<Vec<Attention>> {
@@ -179,6 +192,14 @@ fn mean(rows: impl Iterator<Item = Attention>) -> Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn first_values_are_measured_by_all() {
+        let mut pairs = vec![3.0; 16];
+        pairs[..4].fill(0.0);
+        assert!((first_norm(&pairs, 1) - 0.0).abs() < 1e-12);
+        assert!((first_norm(&[2.0; 12], 2) - 1.0).abs() < 1e-12);
+    }
 
     #[test]
     fn a_channel_of_many_times_the_median_stands_out() {

@@ -41,7 +41,7 @@ fn head(found: &Inspection) -> String {
     let mut text = String::new();
     let stored: u64 = found.layers.iter().map(|layer| layer.bytes).sum();
     line(&mut text, "file", &format!("{} ({})", found.file.display(), size(found.bytes)));
-    line(&mut text, "format", found.format);
+    line(&mut text, "format", &found.format);
     line(&mut text, "stored", &format!("{} of keys and values", size(stored)));
     if let (Some(tokens), Some(next)) = (found.tokens, found.next_position) {
         line(&mut text, "tokens", &format!("{tokens}; the next has position {next}"));
@@ -83,6 +83,13 @@ fn layers(found: &Inspection) -> String {
         "norm",
         "outlier\nchannels",
     ];
+    let has_first = found
+        .layers
+        .iter()
+        .any(|layer| layer.heads.iter().any(|head| head.first_values.is_some()));
+    if has_first {
+        header.push("first 4\nvalues");
+    }
     if looks {
         header.extend(["attention\nto first 4", "to newest\n64", "shared\nby"]);
     }
@@ -101,6 +108,13 @@ fn layers(found: &Inspection) -> String {
             norm(layer, |head| &head.value),
             layer.heads.iter().map(|head| head.key.outliers.len()).sum::<usize>().to_string(),
         ];
+        if has_first {
+            row.push(span(
+                layer,
+                |head| head.first_values.unwrap_or(f64::NAN),
+                |part| format!("{:.0}%", part * 100.0),
+            ));
+        }
         if looks {
             let percent = |part: f64| format!("{:.0}%", part * 100.0);
             let of = |pick: fn(&Attention) -> f64| move |head: &HeadFacts| head.attention.as_ref().map_or(f64::NAN, pick);
@@ -175,6 +189,7 @@ fn made(found: &Inspection) -> Option<String> {
     for (what, value) in [("method", &made.method), ("tool", &made.tool), ("source", &made.source)] {
         line(&mut text, what, value.as_deref().unwrap_or("not said"));
     }
+    line(&mut text, "queries", &made.queries);
     if let Some(keep) = made.keep {
         line(&mut text, "kept", &format!("{:.1}% of the pairs", keep * 100.0));
     }
