@@ -12,6 +12,7 @@ mod generate;
 mod layout;
 mod memory;
 mod output;
+mod part;
 mod rope;
 mod source;
 
@@ -22,10 +23,12 @@ pub use generate::Generator;
 pub use layout::LayerShape;
 pub use memory::Context;
 pub use output::write_whole;
+pub use part::{Part, merge};
 pub use rope::{Pairing, Rope};
 
 pub(crate) use container::{Container, shown};
 pub(crate) use output::{Entry, Output};
+pub(crate) use part::{About, share};
 pub(crate) use source::{Source, unreadable};
 
 use half::{bf16, f16};
