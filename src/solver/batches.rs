@@ -6,11 +6,14 @@ use super::chunks;
 use super::fit::{Fitted, fit};
 use super::problem::Problem;
 use super::supply::{Slice, Stage, Supply};
-use super::{Observer, Timings};
+use super::{Finished, Observer, Timings};
 use crate::batch::{Budget, Shape, layout, need, schedule};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::{Method, Options};
+
+/// Told what part of a batch's work is done; its error ends the work.
+pub(super) type Watch<'a> = dyn FnMut(f64) -> Result<()> + 'a;
 
 /// What every stage of a compression needs: the machine, the heads, the memory they may use, and who watches.
 pub(super) struct Work<'a, E: Engine> {
@@ -20,6 +23,9 @@ pub(super) struct Work<'a, E: Engine> {
     pub(super) memory: Option<u64>,
     pub(super) scale: f32,
     pub(super) observer: &'a mut dyn Observer,
+    /// Heads that are done; the first `given` of them were so before this run.
+    pub(super) finished: &'a mut Finished,
+    pub(super) given: usize,
     /// The part of all the work that the stage in hand is: where it begins and how much it is.
     pub(super) stage: (f64, f64),
     /// Whether lengths are still to be decided: no head is finished by such work.
@@ -34,10 +40,12 @@ pub(super) fn history(options: &Options) -> u32 {
 }
 
 impl<E: Engine> Work<'_, E> {
-    /// Does `work` slice by slice, on all chunks of a slice's heads; what it gives is put together in the order of heads.
+    /// Does `work` slice by slice, on all chunks of a slice's heads; what it gives is put together in the order of heads. Heads that are
+    /// `done` are left out.
     pub(super) fn in_slices<T>(
         &mut self,
         stage: Stage<'_>,
+        done: &[bool],
         timings: &mut Timings,
         mut work: impl FnMut(&mut Self, &[Problem], &mut Timings) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
@@ -49,6 +57,9 @@ impl<E: Engine> Work<'_, E> {
             self.slice = slice.clone();
             let mut problems = Vec::new();
             for head in slice.heads {
+                if done.get(head) == Some(&true) {
+                    continue;
+                }
                 let started = Instant::now();
                 let mut chunks = self.supply.read(head, stage)?;
                 timings.read += started.elapsed().as_secs_f64();
@@ -57,49 +68,76 @@ impl<E: Engine> Work<'_, E> {
                 timings.teacher += started.elapsed().as_secs_f64();
                 problems.extend(chunks);
             }
-            found.extend(work(self, &problems, timings)?);
+            if !problems.is_empty() {
+                found.extend(work(self, &problems, timings)?);
+            }
         }
         Ok(found)
     }
 
-    /// Fits these heads and chunks, those that keep everything without any work.
-    pub(super) fn fit(&mut self, problems: &[Problem], options: &Options, timings: &mut Timings) -> Result<Vec<Fitted>> {
+    /// Fits these heads and chunks, those that keep everything without any work. Each head is given to `finish` with its chunks as soon as
+    /// all of them are fitted; what that gives is in the order of heads.
+    pub(super) fn fit<T>(
+        &mut self,
+        problems: &[Problem],
+        options: &Options,
+        timings: &mut Timings,
+        mut finish: impl FnMut(&mut Self, &[Problem], Vec<Fitted>, &mut Timings) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let count = self.supply.chunks.len();
         // What chunks of a head change add up.
         let options = &Options {
-            tolerance: options.tolerance / self.supply.chunks.len() as f64,
+            tolerance: options.tolerance / count as f64,
             ..options.clone()
         };
         let mut fitted: Vec<Option<Fitted>> = problems
             .iter()
             .map(|problem| problem.is_whole().then(|| Fitted::whole(problem, options.method)))
             .collect();
+        let mut finished: Vec<Option<T>> = problems.chunks(count).map(|_| None).collect();
+        let mut finish_whole = |work: &mut Self, fitted: &mut [Option<Fitted>], timings: &mut Timings| {
+            for (number, finished) in finished.iter_mut().enumerate() {
+                let chunks = number * count..(number + 1) * count;
+                if finished.is_none() && fitted[chunks.clone()].iter().all(Option::is_some) {
+                    let found = fitted[chunks.clone()].iter_mut().filter_map(Option::take).collect();
+                    *finished = Some(finish(work, &problems[chunks], found, timings)?);
+                }
+            }
+            Ok(())
+        };
         let open: Vec<usize> = (0..problems.len()).filter(|&head| fitted[head].is_none()).collect();
         let members: Vec<&Problem> = open.iter().map(|&head| &problems[head]).collect();
-        let whole = problems.len() - open.len();
-        let found = self.in_batches(&members, history(options), whole, |engine, members, scale, watch| {
+        let before = self.slice.heads.len() * count - open.len();
+        finish_whole(self, &mut fitted, timings)?;
+        let stage = |engine: &mut E, members: &[&Problem], scale, timings: &mut Timings, watch: &mut Watch<'_>| {
             fit(engine, members, scale, options, timings, watch)
+        };
+        self.in_batches(&members, history(options), before, timings, stage, |work, batch, found, timings| {
+            for (&member, found) in batch.iter().zip(found) {
+                fitted[open[member]] = Some(found);
+            }
+            finish_whole(work, &mut fitted, timings)
         })?;
-        for (head, found) in open.into_iter().zip(found) {
-            fitted[head] = Some(found);
-        }
-        // Every head is whole or in exactly one batch, so none is missing here.
-        Ok(fitted.into_iter().flatten().collect())
+        // Every chunk is whole or in exactly one batch, so no head is missing here.
+        Ok(finished.into_iter().flatten().collect())
     }
 
-    /// Does `stage` batch by batch; what it gives is in the problems' order. `finished` problems of the slice are done before it.
+    /// Does `stage` batch by batch, and gives what it found of a batch's problems to `hand_over`. `finished` problems of the slice are
+    /// done before it.
     pub(super) fn in_batches<T>(
         &mut self,
         problems: &[&Problem],
         history: u32,
         finished: usize,
-        mut stage: impl FnMut(&mut E, &[&Problem], f32, &mut dyn FnMut(f64) -> Result<()>) -> Result<Vec<T>>,
-    ) -> Result<Vec<T>> {
+        timings: &mut Timings,
+        mut stage: impl FnMut(&mut E, &[&Problem], f32, &mut Timings, &mut Watch<'_>) -> Result<Vec<T>>,
+        mut hand_over: impl FnMut(&mut Self, &[usize], Vec<T>, &mut Timings) -> Result<()>,
+    ) -> Result<()> {
         let shapes = problems.iter().map(|problem| problem.shape()).collect::<Result<Vec<Shape>>>()?;
         let budget = budget(&*self.engine, self.memory, &self.slice);
         let engine = &*self.engine;
         let batches = schedule(&shapes, history, budget, |shapes| scratch(engine, shapes))?;
         let work: u64 = shapes.iter().map(Shape::work).sum::<u64>().max(1);
-        let mut found: Vec<Option<T>> = problems.iter().map(|_| None).collect();
         let (mut done, mut work_done) = (finished, 0);
         let (heads, chunks) = (self.supply.places.len(), self.supply.chunks.len());
         // The slice's part of the stage, by its heads.
@@ -124,13 +162,12 @@ impl<E: Engine> Work<'_, E> {
                 }
             };
             watch(0.0)?;
-            for (head, outcome) in batch.iter().zip(stage(self.engine, &members, self.scale, &mut watch)?) {
-                found[*head] = Some(outcome);
-            }
+            let found = stage(self.engine, &members, self.scale, timings, &mut watch)?;
+            hand_over(self, &batch, found, timings)?;
             done += batch.len();
             work_done += of_batch;
         }
-        Ok(found.into_iter().flatten().collect())
+        Ok(())
     }
 }
 

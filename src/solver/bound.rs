@@ -9,7 +9,6 @@ use super::compress::fit;
 use super::plan::Plan;
 use super::supply::Supply;
 use super::{Outcome, Request, Timings};
-use crate::cache::{Capture, CompressedLayer};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::options::Options;
@@ -23,9 +22,6 @@ const NEAR: f64 = 0.9;
 /// How far the curves are followed in one go.
 const FOLLOWED: (f64, f64) = (0.05, 4.0);
 
-/// Heads that are fitted: their layers and what became of them.
-type Fit = (Vec<CompressedLayer>, Vec<Outcome>);
-
 /// Lengths that were tried: the free pairs of heads' chunks, and the error that the curves give them.
 struct Tried {
     free: Vec<Vec<usize>>,
@@ -37,12 +33,11 @@ struct Tried {
 /// curves have the last word.
 pub(super) fn fit_within<E: Engine>(
     work: &mut Work<'_, E>,
-    capture: &Capture,
     request: &Request,
     plan: &mut Plan,
     bound: f64,
     timings: &mut Timings,
-) -> Result<Fit> {
+) -> Result<Vec<Outcome>> {
     let (begin, mut left) = work.stage;
     let end = begin + left;
     let (mut good, mut bad): (Option<Tried>, Option<f64>) = (None, None);
@@ -50,8 +45,8 @@ pub(super) fn fit_within<E: Engine>(
         // How many fits there will be is not known: each is half of what is left.
         work.stage = (end - left, left / 2.0);
         left /= 2.0;
-        let fitted = fit(work, capture, request, &plan.free, timings)?;
-        let Some(error) = mean(&fitted.1, &plan.weights) else {
+        let fitted = fit(work, request, &plan.free, timings)?;
+        let Some(error) = mean(&fitted, &plan.weights) else {
             return Ok(fitted);
         };
         let foretold = plan.foretold(work.supply);
@@ -94,7 +89,7 @@ pub(super) fn fit_within<E: Engine>(
     }
     // The best was not the last: it is made again, rather than kept beside every other.
     work.stage = (end - left, left);
-    fit(work, capture, request, &plan.free, timings)
+    fit(work, request, &plan.free, timings)
 }
 
 impl Plan {

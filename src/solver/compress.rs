@@ -6,10 +6,10 @@ use std::time::Instant;
 use super::batches::{Work, history};
 use super::bound::fit_within;
 use super::fit::{Fitted, timed};
-use super::plan::{self, plan};
+use super::plan::{self, Plan, plan};
 use super::problem::Problem;
 use super::supply::{Slice, Stage, Supply};
-use super::{Compression, Observer, Outcome, PLANNING, Request, Timings, assembled, bias, chunks, size};
+use super::{Compression, Finished, FinishedHead, Lengths, Observer, Outcome, PLANNING, Request, Timings, assembled, bias, chunks, size};
 use crate::budget::Budgets;
 use crate::cache::{Capture, Compressed, CompressedLayer, share};
 use crate::engine::Engine;
@@ -50,9 +50,27 @@ const MOST_CHANNELS: usize = 256;
 /// Compresses a capture.
 ///
 /// # Errors
-/// As [`check`]; a file that cannot be read; whatever the engine reports. Numeric trouble in a head is its [`Outcome`], not an
-/// error.
+/// As [`check`]; a file that cannot be read; whatever the engine reports, or the observer. Numeric trouble in a head is its
+/// [`Outcome`], not an error.
 pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<Compression> {
+    compress_from(engine, capture, request, &mut Finished::default(), observer)
+}
+
+/// [`compress`], going on from what is finished already: the same bytes as without, and only the rest of the work. The observer is not
+/// told of heads that were finished before.
+///
+/// Where it fails or is cancelled, `finished` has what is done, heads of unfinished batches not among it, and may be given again; so a
+/// lost device costs a batch. Where all goes well it is moved into the result, and nothing is left.
+///
+/// # Errors
+/// As [`compress`]; [`Error::Shape`] where what is finished is not of this capture and request, as far as its sizes show it.
+pub fn compress_from<E: Engine>(
+    engine: &mut E,
+    capture: &Capture,
+    request: &Request,
+    finished: &mut Finished,
+    observer: &mut dyn Observer,
+) -> Result<Compression> {
     let options = &request.options;
     let mut split = check(capture, request)?;
     let layers = chosen_layers(capture, request)?;
@@ -69,26 +87,40 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
         memory: request.memory,
         scale,
         observer,
+        given: finished.heads.len(),
+        finished,
         stage: (0.0, PLANNING),
         planning: true,
         slice: Slice { heads: 0..0, bytes: 0 },
     };
     let started = Instant::now();
-    let mut plan = plan(&mut work, request)?;
+    let mut plan = match &work.finished.lengths {
+        Some(lengths) => Plan::decided(lengths, &supply, request)?,
+        None => {
+            let plan = plan(&mut work, request)?;
+            let lengths = Lengths::of(&plan);
+            work.observer.decided(&lengths)?;
+            work.finished.lengths = Some(lengths);
+            plan
+        }
+    };
     timings.budgets = started.elapsed().as_secs_f64();
 
     let begin = if measures { PLANNING } else { 0.0 };
     work.stage = (begin, 1.0 - begin);
     work.planning = false;
-    let (layers, outcomes) = match options.target {
-        Some(Target::MaxError(bound)) if request.budgets.is_none() => {
-            fit_within(&mut work, capture, request, &mut plan, bound, &mut timings)?
-        }
-        _ => fit(&mut work, capture, request, &plan.free, &mut timings)?,
+    let outcomes = match options.target {
+        Some(Target::MaxError(bound)) if request.budgets.is_none() => fit_within(&mut work, request, &mut plan, bound, &mut timings)?,
+        _ => fit(&mut work, request, &plan.free, &mut timings)?,
     };
     split.free = plan.free.iter().flatten().sum::<usize>() / heads;
     work.observer.progress(heads, heads, 1.0);
     let source_bytes = supply.places.iter().map(|place| place.source_bytes(capture.tokens));
+    let mut layers = layers
+        .into_iter()
+        .map(|index| empty(capture, request, index))
+        .collect::<Result<Vec<CompressedLayer>>>()?;
+    work.finished.take(&supply, &plan.free, &mut layers)?;
     let metadata = metadata(capture, options, split, &outcomes)?;
     let lengths = layers.iter().map(|layer| (layer.index, layer.lengths.clone())).collect();
     Ok(Compression {
@@ -102,40 +134,33 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
     })
 }
 
-/// Fits all heads, whose chunks have these free pairs; each that is done goes into its layer.
+/// Fits all heads, whose chunks have these free pairs, but those that are finished already; each that is done is told of at once.
 pub(super) fn fit<E: Engine>(
     work: &mut Work<'_, E>,
-    capture: &Capture,
     request: &Request,
     free: &[Vec<usize>],
     timings: &mut Timings,
-) -> Result<(Vec<CompressedLayer>, Vec<Outcome>)> {
+) -> Result<Vec<Outcome>> {
     let options = &request.options;
-    let chunks = work.supply.chunks.len();
-    let layers = chosen_layers(capture, request)?.into_iter();
-    let mut layers = layers
-        .map(|index| empty(capture, request, index))
-        .collect::<Result<Vec<CompressedLayer>>>()?;
-    let history = history(options);
-    let outcomes = work.in_slices(Stage::Fit { free, history }, timings, |work, problems, timings| {
-        let mut fitted = work.fit(problems, options, timings)?;
-        let heads = problems.chunks(chunks).zip(fitted.chunks_mut(chunks));
-        let outcome = |(problems, fitted): (&[Problem], &mut [Fitted])| {
+    let (supply, history) = (work.supply, history(options));
+    work.finished.keep_only(work.given, supply, free);
+    let done = work.finished.done(supply, free, options.has_bias())?;
+    work.in_slices(Stage::Fit { free, history }, &done, timings, |work, problems, timings| {
+        work.fit(problems, options, timings, |work, chunks, mut fitted, timings| {
             let outcome = timed(&mut timings.judge, || {
-                assembled::outcome(work.engine, problems, fitted, work.scale, options)
+                assembled::outcome(work.engine, chunks, &mut fitted, work.scale, options)
             })?;
-            if let Some(layer) = layers.iter_mut().find(|layer| layer.index == outcome.layer) {
-                assemble(layer, problems, fitted, work.scale);
-            }
-            Ok(outcome)
-        };
-        heads.map(outcome).collect()
+            let head = assemble(outcome, chunks, &fitted, work.scale, options.has_bias());
+            work.observer.finished(&head)?;
+            work.finished.heads.push(head);
+            Ok(())
+        })
     })?;
-    Ok((layers, outcomes))
+    work.finished.outcomes(supply, free)
 }
 
 /// A layer of the short cache, its heads still to come.
-fn empty(capture: &Capture, request: &Request, index: usize) -> Result<CompressedLayer> {
+pub(super) fn empty(capture: &Capture, request: &Request, index: usize) -> Result<CompressedLayer> {
     let shape = capture.shape(index)?;
     Ok(CompressedLayer {
         index,
@@ -166,25 +191,31 @@ pub(super) fn chosen_layers(capture: &Capture, request: &Request) -> Result<Vec<
     Ok(layers)
 }
 
-/// Adds a head to its layer, chunk by chunk: the sinks of the first, free pairs, the tail of the last.
-fn assemble(layer: &mut CompressedLayer, chunks: &[Problem], fitted: &[Fitted], scale: f32) {
-    let kept = chunks.iter().map(|problem| problem.split.kept()).sum();
-    layer.key.reserve_exact(kept * layer.dim);
-    layer.value.reserve_exact(kept * layer.value_dim);
-    layer.lengths.push(kept);
+/// Puts a head together, chunk by chunk: the sinks of the first, free pairs, the tail of the last.
+fn assemble(outcome: Outcome, chunks: &[Problem], fitted: &[Fitted], scale: f32, has_bias: bool) -> FinishedHead {
+    let (mut key, mut value, mut biases) = (Vec::new(), Vec::new(), Vec::new());
+    if let Some(first) = chunks.first() {
+        key.reserve_exact(outcome.kept * first.key_dim);
+        value.reserve_exact(outcome.kept * first.dims.value_dim as usize);
+    }
     for (problem, Fitted { pairs, .. }) in chunks.iter().zip(fitted) {
-        problem.assemble(&problem.values, &pairs.values, layer.value_dim, &mut layer.value);
+        problem.assemble(&problem.values, &pairs.values, problem.dims.value_dim as usize, &mut value);
         let Some(constant) = problem.constant else {
-            problem.assemble(&problem.keys, &pairs.keys, layer.dim, &mut layer.key);
+            problem.assemble(&problem.keys, &pairs.keys, problem.key_dim, &mut key);
             continue;
         };
         let (keys, bias) = bias::divide(&pairs.keys, problem.key_dim, scale * constant);
-        problem.assemble(&problem.keys, &keys, layer.dim, &mut layer.key);
-        if let Some(biases) = &mut layer.bias {
-            biases.resize(biases.len() + problem.split.sinks, 0.0);
-            biases.extend_from_slice(&bias);
-            biases.resize(biases.len() + problem.split.tail, 0.0);
-        }
+        problem.assemble(&problem.keys, &keys, problem.key_dim, &mut key);
+        biases.resize(biases.len() + problem.split.sinks, 0.0);
+        biases.extend_from_slice(&bias);
+        biases.resize(biases.len() + problem.split.tail, 0.0);
+    }
+    FinishedHead {
+        free: chunks.iter().map(|problem| problem.split.free).collect(),
+        outcome,
+        key,
+        value,
+        bias: has_bias.then_some(biases),
     }
 }
 

@@ -3,7 +3,8 @@
 //! A head's pairs are laid by rank, so the first k of them are the seed of length k. At every length of a coarse grid the
 //! values are solved on some of the training rows and judged on the validation rows, which no fit sees.
 
-use super::batches::Work;
+use super::Timings;
+use super::batches::{Watch, Work};
 use super::candidates::{Batch, Order};
 use super::problem::Problem;
 use super::supply::Stage;
@@ -84,8 +85,15 @@ pub(super) fn of_slice<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], 
         ));
     }
     let members: Vec<&Problem> = problems.iter().collect();
-    let found = work.in_batches(&members, 0, 0, |engine, members, scale, watch| {
+    let mut found: Vec<Vec<f64>> = vec![Vec::new(); problems.len()];
+    let stage = |engine: &mut E, members: &[&Problem], scale, _: &mut Timings, watch: &mut Watch<'_>| {
         of_batch(engine, members, &grid.lengths, grid.solved, scale, options, watch)
+    };
+    work.in_batches(&members, 0, 0, &mut Timings::default(), stage, |_, batch, errors, _| {
+        for (&member, errors) in batch.iter().zip(errors) {
+            found[member] = errors;
+        }
+        Ok(())
     })?;
     let curve = |(problem, found): (&Problem, Vec<f64>)| {
         let fixed = problem.split.sinks + problem.split.tail;
@@ -140,7 +148,7 @@ fn of_batch<E: Engine>(
     most: usize,
     scale: f32,
     options: &Options,
-    watch: &mut dyn FnMut(f64) -> Result<()>,
+    watch: &mut Watch<'_>,
 ) -> Result<Vec<Vec<f64>>> {
     let Some(first) = problems.first() else { return Ok(Vec::new()) };
     let method = options.method;

@@ -12,6 +12,7 @@ mod curve_set;
 mod curves;
 mod descent;
 mod estimate;
+mod finished;
 mod fit;
 mod judge;
 mod keys;
@@ -27,9 +28,10 @@ mod supply;
 mod track;
 mod values;
 
-pub use compress::{check, compress};
+pub use compress::{check, compress, compress_from};
 pub use curve_set::{CurveSet, allocate};
 pub use estimate::{Estimate, estimate};
+pub use finished::{Finished, FinishedHead, Lengths};
 pub use judge::{Worth, judge};
 pub use shards::{CompressedPart, compress_part, heads_of, measure_curves, plan_curves, plan_part};
 
@@ -38,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use crate::budget::Scope;
 use crate::budget::{Budgets, Curve, Weights};
 use crate::cache::{Compressed, Dtype};
+use crate::error::Result;
 use crate::options::{Allocator, Options, Split, Target};
 use crate::reference;
 
@@ -237,6 +240,25 @@ pub trait Observer {
     fn progress(&mut self, finished: usize, heads: usize, fraction: f64) -> bool {
         let _ = (finished, heads, fraction);
         true
+    }
+
+    /// Called once, when it is decided how long heads will be; not where that was known before (see [`Finished`]).
+    ///
+    /// # Errors
+    /// The observer's own: the work ends with it.
+    fn decided(&mut self, lengths: &Lengths) -> Result<()> {
+        let _ = lengths;
+        Ok(())
+    }
+
+    /// Called for each head as soon as it is finished, batch by batch. Under [`Target::MaxError`] a head may be finished several times,
+    /// each time with other free pairs; the last counts.
+    ///
+    /// # Errors
+    /// The observer's own: the work ends with it.
+    fn finished(&mut self, head: &FinishedHead) -> Result<()> {
+        let _ = head;
+        Ok(())
     }
 }
 

@@ -6,9 +6,8 @@ use super::allocation::{heads_of, lengths, shared, within_bytes, within_error};
 use super::batches::{Work, history};
 use super::chunks::even;
 use super::curves::{self, Grid};
-use super::fit::Fitted;
 use super::supply::{Stage, Supply};
-use super::{Decided, Request, Timings};
+use super::{Decided, Lengths, Request, Timings};
 use crate::budget::{self, Budgets, Curve, Scope, Weights};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -27,11 +26,28 @@ pub(super) struct Plan {
     /// The error curves of heads, where lengths were decided by them.
     pub(super) curves: Vec<Curve>,
     /// Those of their chunks, and what each head's error weighs.
-    parts: Vec<Curve>,
+    pub(super) parts: Vec<Curve>,
     pub(super) weights: Vec<f64>,
 }
 
 impl Plan {
+    /// The lengths that were decided before.
+    ///
+    /// # Errors
+    /// Where they are of other heads.
+    pub(super) fn decided(lengths: &Lengths, supply: &Supply<'_>, request: &Request) -> Result<Self> {
+        lengths.check(supply)?;
+        Ok(Self {
+            free: lengths.free.clone(),
+            curves: lengths.curves.clone(),
+            parts: lengths.parts.clone(),
+            weights: match request.decided() {
+                Decided::Curves => weights(&supply.heads(), request.weights.as_ref())?,
+                _ => Vec::new(),
+            },
+        })
+    }
+
     /// Lengths that measure nothing.
     fn of(free: Vec<Vec<usize>>) -> Self {
         Self {
@@ -212,7 +228,7 @@ fn parts<E: Engine>(work: &mut Work<'_, E>, least: usize, options: &Options) -> 
     let chunks = &work.supply.chunks;
     let grid = Grid::new(chunks, least.div_ceil(chunks.len()));
     let mut timings = Timings::default();
-    work.in_slices(grid.stage(), &mut timings, |work, problems, _| {
+    work.in_slices(grid.stage(), &[], &mut timings, |work, problems, _| {
         curves::of_slice(work, problems, &grid, options)
     })
 }
@@ -232,11 +248,11 @@ fn by_pilot<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], options
         history: history(&pilot),
     };
     let mut timings = Timings::default();
-    let losses = work.in_slices(stage, &mut timings, |work, problems, timings| {
-        let fitted = work.fit(problems, &pilot, timings)?;
-        // A chunk's loss is what it alone does to the head.
-        let loss = |chunks: &[Fitted]| chunks.iter().map(|chunk| chunk.outcome.result.loss).sum::<f64>();
-        Ok(fitted.chunks(count).map(loss).collect())
+    let losses = work.in_slices(stage, &[], &mut timings, |work, problems, timings| {
+        work.fit(problems, &pilot, timings, |_, _, chunks, _| {
+            // A chunk's loss is what it alone does to the head.
+            Ok(chunks.iter().map(|chunk| chunk.outcome.result.loss).sum::<f64>())
+        })
     })?;
     let (least, zone, fixed) = (least(split).max(count), split.zone(), split.sinks + split.tail);
     let allocate = |total: usize| {

@@ -9,12 +9,12 @@ use std::time::Instant;
 use sha2::{Digest as _, Sha256};
 
 use super::batches::Work;
-use super::compress::{check, chosen_layers, common_metadata, fit};
+use super::compress::{check, chosen_layers, common_metadata, empty, fit};
 use super::curve_set::{About, CurveSet};
 use super::plan::{self, plan};
 use super::size::largest_header;
 use super::supply::{Slice, Supply};
-use super::{Decided, Observer, Outcome, PLANNING, Request, Timings};
+use super::{Decided, Finished, Observer, Outcome, PLANNING, Request, Timings};
 use crate::batch::Shard;
 use crate::budget::Scope;
 use crate::cache::{self, Capture, CompressedLayer, Part};
@@ -128,7 +128,8 @@ pub fn measure_curves<E: Engine>(
     if supply.places.is_empty() {
         return Ok(set);
     }
-    let mut work = work(engine, &supply, capture, request, observer);
+    let mut finished = Finished::default();
+    let mut work = work(engine, &supply, capture, request, &mut finished, observer);
     work.stage = (0.0, 1.0);
     set.parts = plan::measured(&mut work, &request.options)?;
     Ok(set)
@@ -193,7 +194,8 @@ pub fn compress_part<E: Engine>(
     if heads == 0 {
         return Ok(found);
     }
-    let mut work = work(engine, &supply, capture, request, observer);
+    let mut finished = Finished::default();
+    let mut work = work(engine, &supply, capture, request, &mut finished, observer);
     let started = Instant::now();
     let plan = plan(&mut work, request)?;
     found.timings.budgets = started.elapsed().as_secs_f64();
@@ -204,8 +206,13 @@ pub fn compress_part<E: Engine>(
     };
     work.stage = (begin, 1.0 - begin);
     work.planning = false;
-    let (layers, outcomes) = fit(&mut work, capture, request, &plan.free, &mut found.timings)?;
+    let outcomes = fit(&mut work, request, &plan.free, &mut found.timings)?;
     work.observer.progress(heads, heads, 1.0);
+    let mut layers = layers
+        .into_iter()
+        .map(|index| empty(capture, request, index))
+        .collect::<Result<Vec<CompressedLayer>>>()?;
+    finished.take(&supply, &plan.free, &mut layers)?;
     let report = |outcome: &Outcome| serde_json::to_string(outcome).map_err(|error| Error::file(&capture.path, format!("report: {error}")));
     found.part.about.reports = outcomes.iter().map(report).collect::<Result<_>>()?;
     let some = |layer: &CompressedLayer| !layer.lengths.is_empty();
@@ -220,6 +227,7 @@ fn work<'a, E: Engine>(
     supply: &'a Supply<'a>,
     capture: &Capture,
     request: &Request,
+    finished: &'a mut Finished,
     observer: &'a mut dyn Observer,
 ) -> Work<'a, E> {
     #[allow(clippy::cast_possible_truncation, reason = "shaders compute in single precision")]
@@ -230,6 +238,8 @@ fn work<'a, E: Engine>(
         memory: request.memory,
         scale,
         observer,
+        given: 0,
+        finished,
         stage: (0.0, PLANNING),
         planning: true,
         slice: Slice { heads: 0..0, bytes: 0 },

@@ -255,8 +255,8 @@ impl<'a> Supply<'a> {
                 beside = beside.max(looked_at);
             }
             if matches!(stage, Stage::Fit { .. }) {
-                // The result; of a chunk also its starts.
-                host += 4 * u64::from(shape.free) * pair * if is_cut { 3 } else { 1 };
+                // The result, put together with what stays as it is; of a chunk also its starts.
+                host += 4 * (u64::from(shape.free) * if is_cut { 3 } else { 1 } + u64::from(shape.fixed)) * pair;
             }
             let is_whole = matches!(stage, Stage::Fit { .. }) && shape.free + shape.fixed == shape.tokens;
             if !is_whole {
