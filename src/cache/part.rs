@@ -76,6 +76,14 @@ impl Part {
         one == other
     }
 
+    /// Fails now as [`write`](Self::write) would for this path.
+    ///
+    /// # Errors
+    /// [`Error::File`]: a folder that is missing or not writable, or a path that is no file.
+    pub fn check_writable(path: &Path) -> Result<()> {
+        Compressed::check_writable(path)
+    }
+
     /// Writes the file whole or not at all, always the same bytes for the same contents; returns their number.
     ///
     /// # Errors

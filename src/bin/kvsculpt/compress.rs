@@ -1,8 +1,10 @@
 //! `kvsculpt compress`: a capture in, a compressed cache out.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 use std::time::Instant;
 
+use kvsculpt::batch::Shard;
 use kvsculpt::cache::{Capture, Compressed, write_whole};
 use kvsculpt::solver::{Request, check};
 use kvsculpt::{Error, Result};
@@ -10,6 +12,7 @@ use kvsculpt::{Error, Result};
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
 use crate::progress::Progress;
 use crate::report::{Report, Written};
+use crate::shards::{self, Piece};
 use crate::{Talk, dry_run, engine, print, print_json, table, timings};
 
 /// Compress a capture.
@@ -49,6 +52,14 @@ pub(crate) struct Arguments {
     /// are read at once; what is worked on at once takes as much as the device's largest array, and at least 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Machine")]
     memory: Option<u64>,
+    /// Compress only this part of the heads, counted from 0, e.g. 0/4; `kvsculpt merge` puts the parts together. Where the output is
+    /// there already and the same, nothing is done
+    #[arg(long, value_name = "PART/PARTS", value_parser = Shard::from_str, help_heading = "Several machines",
+        conflicts_with_all = ["report", "timings", "dry_run", "save_budgets"])]
+    shard: Option<Shard>,
+    /// Compress the part even if the output is there and the same
+    #[arg(long, requires = "shard", help_heading = "Several machines")]
+    force: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
@@ -57,16 +68,27 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     if let (Some(output), false) = (&arguments.output, arguments.dry_run) {
         check_outputs(arguments, output)?;
     }
+    let lengths = &arguments.options.lengths;
+    let budgets = lengths.read_budgets()?;
     let mut request = Request {
-        options: arguments.options.options()?,
+        options: arguments.options.options(budgets.as_ref())?,
         layers: arguments.layers.clone().map(|layers| layers.0),
         dtype: arguments.dtype.map(Into::into),
         memory: arguments.memory,
         ..Request::default()
     };
-    let lengths = &arguments.options.lengths;
-    lengths.complete(&mut request, &capture.layers)?;
+    lengths.complete(&mut request, budgets, &capture.layers)?;
     check(&capture, &request)?;
+    if let (Some(shard), Some(output)) = (arguments.shard, &arguments.output) {
+        let piece = Piece {
+            path: output,
+            shard,
+            force: arguments.force,
+            json: arguments.json,
+            talk,
+        };
+        return shards::compress(&capture, &request, &piece, &arguments.engine);
+    }
     let mut machine = engine::open(&arguments.engine, talk)?;
     let output = match &arguments.output {
         Some(output) if !arguments.dry_run => output,
