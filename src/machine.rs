@@ -36,6 +36,7 @@ use crate::{Error, Options, Result};
 
 /// What is to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Preference {
     /// A GPU that can be used, else the CPU engine, which is faster than a software driver. Where an adapter or an interface
     /// is named, by the [`Selection`] or by the variables it falls back to, that is meant, software driver or not.

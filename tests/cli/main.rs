@@ -25,4 +25,5 @@ mod looking;
 mod looking_ahead;
 mod machines;
 mod setting_up;
+mod shards;
 mod workplace;
