@@ -139,8 +139,9 @@ impl Part {
     fn check(&self) -> Result<(), String> {
         let about = &self.about;
         Shard::new(about.shard.0, about.shard.1).map_err(|error| error.to_string())?;
-        if about.tokens == 0 || about.whole.is_empty() {
-            return Err("is a part of nothing".to_owned());
+        // Larger counts no engine takes, and sums of them could overflow.
+        if about.tokens == 0 || u32::try_from(about.tokens).is_err() || about.whole.is_empty() {
+            return Err("is a part of nothing, or of more than can be counted".to_owned());
         }
         for (layer, heads) in &about.heads {
             let all = about.whole.get(layer).map_or(0, |&(heads, _)| heads);

@@ -24,22 +24,11 @@ pub fn seeds() -> Seeds {
     let mut engine = CpuEngine::new();
     let curves = measure_curves(&mut engine, &capture, &request, Shard::WHOLE, &mut ()).unwrap();
     let budgets = allocate(&curves, &request.options, None).unwrap();
-    let bias = Request {
-        options: Options {
-            bias: true,
-            ..request.options.clone()
-        },
-        ..request.clone()
-    };
+    let mut bias = request.clone();
+    bias.options.bias = true;
     let with_bias = compress(&mut engine, &capture, &bias, &mut ()).unwrap().compressed;
-    let uniform = Request {
-        options: Options {
-            budget: Scope::Uniform,
-            chunk: 0,
-            ..request.options.clone()
-        },
-        ..request.clone()
-    };
+    let mut uniform = request.clone();
+    (uniform.options.budget, uniform.options.chunk) = (Scope::Uniform, 0);
     let even = compress(&mut engine, &capture, &uniform, &mut ()).unwrap().compressed;
     let parts = [(0, 2), (3, 4)].map(|(index, count)| {
         let shard = Shard::new(index, count).unwrap();
