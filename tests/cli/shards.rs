@@ -91,7 +91,7 @@ fn shards_of_the_bundled_layer_give_the_bytes_of_one_run() {
     let workplace = Workplace::new(LAYER);
     let options = [&SHORT[..], &["--keep", "0.2", "--steps", "2", "--iterations", "2"]].concat();
     let whole = whole(&workplace, &options);
-    for count in [1, 2, 7] {
+    for count in [1, 2, 3, 7] {
         allocated(&workplace, count, &options, &[]);
         assert!(merged(&workplace, count, &BUDGETS) == whole, "{count} shards");
     }

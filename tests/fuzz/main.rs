@@ -24,8 +24,8 @@ static ALLOCATOR: PeakAlloc = PeakAlloc;
 const EXECUTIONS: usize = 3000;
 /// Bytes that a reader may use beside the file, for each byte of it: lists of short lists, grown by doubling, take the most.
 const FOR_A_BYTE: usize = 48;
-/// And in any case: the window through which a file is read is 1 MiB.
-const ALWAYS: usize = (1 << 20) + (1 << 18);
+/// And in any case: what errors say.
+const ALWAYS: usize = 1 << 16;
 /// The longest that a reader may take for a small file.
 const LONGEST: Duration = Duration::from_secs(5);
 

@@ -9,10 +9,10 @@ use kvsculpt::formats::{Cache, Known, RopeFacts};
 use kvsculpt::solver::{CurveSet, allocate};
 
 /// A reader by name; it says whether the bytes were a file.
-pub type Reader = (&'static str, fn(&[u8]) -> bool);
+pub(crate) type Reader = (&'static str, fn(&[u8]) -> bool);
 
 /// All of them.
-pub const READERS: [Reader; 9] = [
+pub(crate) const READERS: [Reader; 9] = [
     ("capture", capture),
     ("compressed", compressed),
     ("part", part),
@@ -27,7 +27,7 @@ pub const READERS: [Reader; 9] = [
 const NAME: &str = "file";
 
 /// A capture, all layers of it.
-pub fn capture(bytes: &[u8]) -> bool {
+pub(crate) fn capture(bytes: &[u8]) -> bool {
     let Ok(capture) = Capture::from_bytes(NAME, bytes.to_vec()) else {
         return false;
     };
@@ -42,7 +42,7 @@ pub fn capture(bytes: &[u8]) -> bool {
 }
 
 /// A compressed cache.
-pub fn compressed(bytes: &[u8]) -> bool {
+pub(crate) fn compressed(bytes: &[u8]) -> bool {
     let Ok(compressed) = Compressed::from_bytes(NAME, bytes.to_vec()) else {
         return false;
     };
@@ -50,7 +50,7 @@ pub fn compressed(bytes: &[u8]) -> bool {
 }
 
 /// A part of one, and what merges of it alone.
-pub fn part(bytes: &[u8]) -> bool {
+pub(crate) fn part(bytes: &[u8]) -> bool {
     let Ok(part) = Part::from_bytes(NAME, bytes.to_vec()) else {
         return false;
     };
@@ -60,7 +60,7 @@ pub fn part(bytes: &[u8]) -> bool {
 }
 
 /// Any engine's cache: ours, mlx-lm's, llama.cpp's, transformers'.
-pub fn cache(bytes: &[u8]) -> bool {
+pub(crate) fn cache(bytes: &[u8]) -> bool {
     let known = Known {
         kv_heads: Some(2),
         rope: Some(RopeFacts {
@@ -77,7 +77,7 @@ pub fn cache(bytes: &[u8]) -> bool {
 }
 
 /// A file of budgets, and what is written of it again.
-pub fn budgets(bytes: &[u8]) -> bool {
+pub(crate) fn budgets(bytes: &[u8]) -> bool {
     let Ok(budgets) = Budgets::from_bytes(NAME, bytes) else {
         return false;
     };
@@ -87,7 +87,7 @@ pub fn budgets(bytes: &[u8]) -> bool {
 }
 
 /// A file of sensitivities.
-pub fn sensitivities(bytes: &[u8]) -> bool {
+pub(crate) fn sensitivities(bytes: &[u8]) -> bool {
     let Ok(weights) = Weights::from_bytes(NAME, bytes) else {
         return false;
     };
@@ -96,7 +96,7 @@ pub fn sensitivities(bytes: &[u8]) -> bool {
 }
 
 /// A file of error curves, and the lengths that follow.
-pub fn curves(bytes: &[u8]) -> bool {
+pub(crate) fn curves(bytes: &[u8]) -> bool {
     let Ok(set) = CurveSet::from_bytes(NAME, bytes) else { return false };
     let _ = set.curves();
     let joined = CurveSet::joined(vec![(Path::new(NAME).to_owned(), set)]);
@@ -105,12 +105,12 @@ pub fn curves(bytes: &[u8]) -> bool {
 }
 
 /// Options, as configurations, reports and files of budgets hold them.
-pub fn options(bytes: &[u8]) -> bool {
+pub(crate) fn options(bytes: &[u8]) -> bool {
     serde_json::from_slice::<Options>(bytes).is_ok_and(|options| options.validate().is_ok())
 }
 
 /// The scaling of rotations that metadata hold.
-pub fn rope_scaling(bytes: &[u8]) -> bool {
+pub(crate) fn rope_scaling(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     let facts = RopeFacts {
         theta: 10_000.0,

@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
-use kvsculpt::Options;
 use kvsculpt::batch::Shard;
 use kvsculpt::cache::{Capture, Dtype, Generator};
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::formats::{Cache, Format, Known, LlamaVersion, MlxLayout, Target};
 use kvsculpt::options::{Scope, Tail};
 use kvsculpt::solver::{Request, allocate, compress, compress_part, measure_curves};
+use kvsculpt::{Options, Result};
 
 /// By reader, its files.
-pub type Seeds = Vec<(&'static str, Vec<Vec<u8>>)>;
+pub(crate) type Seeds = Vec<(&'static str, Vec<Vec<u8>>)>;
 
 /// Files of every reader.
-pub fn seeds() -> Seeds {
+pub(crate) fn seeds() -> Seeds {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     let capture = capture(&path);
@@ -34,13 +34,16 @@ pub fn seeds() -> Seeds {
         let shard = Shard::new(index, count).unwrap();
         compress_part(&mut engine, &capture, &uniform, shard, &mut ()).unwrap().part
     });
-    let file = |write: &dyn Fn(&Path)| {
-        write(&path);
+    let file = |write: &dyn Fn(&Path) -> Result<()>| {
+        write(&path).unwrap();
         std::fs::read(&path).unwrap()
     };
-    let captures = [Dtype::F32, Dtype::Bf16].map(|dtype| file(&|path| drop(capture.write(path, dtype).unwrap())));
-    let compressed = [&with_bias, &even].map(|short| file(&|path| drop(short.write(path).unwrap())));
-    let known = Known::default();
+    let captures = [Dtype::F32, Dtype::Bf16].map(|dtype| file(&|path| capture.write(path, dtype).map(drop)));
+    let compressed = [&with_bias, &even].map(|short| file(&|path| short.write(path).map(drop)));
+    let known = Known {
+        architecture: Some("qwen2".to_owned()),
+        ..Known::default()
+    };
     let cache = Cache::from_compressed("short", even, &known).unwrap();
     let formats = [
         Format::Mlx(MlxLayout::default()),
@@ -48,7 +51,7 @@ pub fn seeds() -> Seeds {
         Format::HuggingFace,
     ];
     let mut caches = formats
-        .map(|format| file(&|path| drop(cache.write(path, &Target::new(format)).unwrap())))
+        .map(|format| file(&|path| cache.write(path, &Target::new(format)).map(drop)))
         .to_vec();
     caches.extend(compressed.clone());
     let simple = b"{\"format\": \"kv-budgets\", \"version\": 1, \"tokens\": 40, \"layers\": {\"0\": [12, 40], \"3\": [7]}}".to_vec();
@@ -57,11 +60,11 @@ pub fn seeds() -> Seeds {
     vec![
         ("capture", captures.to_vec()),
         ("compressed", compressed.to_vec()),
-        ("part", parts.map(|part| file(&|path| drop(part.write(path).unwrap()))).to_vec()),
+        ("part", parts.map(|part| file(&|path| part.write(path).map(drop))).to_vec()),
         ("cache", caches),
         ("budgets", vec![budgets.to_string().into_bytes(), simple]),
         ("sensitivities", vec![sensitivities.to_vec()]),
-        ("curves", vec![file(&|path| drop(curves.write(path).unwrap()))]),
+        ("curves", vec![file(&|path| curves.write(path).map(drop))]),
         ("options", options.map(|options| serde_json::to_vec(&options).unwrap()).to_vec()),
         (
             "rope_scaling",
