@@ -18,6 +18,7 @@
 
 use serde::Serialize;
 
+use crate::batch::Shard;
 use crate::cache::{Capture, Compressed};
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuEngine;
@@ -27,12 +28,16 @@ use crate::gpu::adapters;
 use crate::gpu::{AdapterSummary, Gpu, Selection, Timing, chosen};
 use crate::kernels::GpuEngine;
 use crate::self_test::{Check, self_test};
-use crate::solver::{Compression, Estimate, Finished, Observer, Request, Worth, compress_recovering, estimate, judge};
+use crate::solver::{
+    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part, compress_recovering, estimate,
+    judge, measure_curves,
+};
 use crate::timed::{Cost, Timed, Traffic, dearest_first};
 use crate::{Error, Options, Result};
 
 /// What is to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Preference {
     /// A GPU that can be used, else the CPU engine, which is faster than a software driver. Where an adapter or an interface
     /// is named, by the [`Selection`] or by the variables it falls back to, that is meant, software driver or not.
@@ -276,6 +281,36 @@ impl Machine {
             Self::Gpu(engine) => self_test(engine.as_mut(), dims),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => self_test(engine, dims),
+        }
+    }
+
+    /// [`measure_curves`] on this machine.
+    ///
+    /// # Errors
+    /// Those of [`measure_curves`].
+    pub fn measure_curves(&mut self, capture: &Capture, request: &Request, shard: Shard, observer: &mut dyn Observer) -> Result<CurveSet> {
+        match self {
+            Self::Gpu(engine) => measure_curves(engine.as_mut(), capture, request, shard, observer),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => measure_curves(engine, capture, request, shard, observer),
+        }
+    }
+
+    /// [`compress_part`] on this machine.
+    ///
+    /// # Errors
+    /// Those of [`compress_part`].
+    pub fn compress_part(
+        &mut self,
+        capture: &Capture,
+        request: &Request,
+        shard: Shard,
+        observer: &mut dyn Observer,
+    ) -> Result<CompressedPart> {
+        match self {
+            Self::Gpu(engine) => compress_part(engine.as_mut(), capture, request, shard, observer),
+            #[cfg(feature = "cpu")]
+            Self::Cpu(engine) => compress_part(engine, capture, request, shard, observer),
         }
     }
 

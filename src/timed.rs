@@ -11,6 +11,7 @@ use crate::error::Result;
 
 /// What one kernel or one operation cost.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Cost {
     /// The kernel, or the operation of [`Engine`].
     pub name: &'static str,
@@ -22,6 +23,7 @@ pub struct Cost {
 
 /// What went to the machine and came back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Traffic {
     /// Arrays read back.
     pub reads: u64,

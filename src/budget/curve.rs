@@ -48,7 +48,7 @@ impl Curve {
     ///
     /// # Errors
     /// [`Error::Shape`] for any other, with the place in it.
-    pub(super) fn ends(&self) -> Result<(usize, usize)> {
+    pub(crate) fn ends(&self) -> Result<(usize, usize)> {
         let refuse = |reason: String| Err(Error::shape(format!("layer {} head {}", self.layer, self.head), reason));
         let (Some(first), Some(last)) = (self.points.first(), self.points.last()) else {
             return refuse("its error curve has no points; it needs the least length and the whole cache".to_owned());

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fmt::{self, Write as _};
-use std::path::Path;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -12,22 +13,28 @@ use super::curve::Curve;
 use super::json;
 use crate::cache::Output;
 use crate::error::{Error, Result};
+use crate::options::Options;
 
 /// The field `format` of every such file.
 const FORMAT: &str = "kv-budgets";
 /// The field `version` of the files that are written and read here.
 const VERSION: u32 = 1;
+/// Where such files come from.
+const SOURCE: &str = "a file of budgets as kvsculpt writes it";
 
 /// How many pairs each head stores, of a cache of so many tokens.
 ///
 /// As a file: `{"format": "kv-budgets", "version": 1, "tokens": 2048, "sinks": 4, "tail": 64, "layers": {"0": [120, 2048], "1": [96, 310]}}`,
 /// one layer a line, for each of its KV heads the pairs stored: sinks, free pairs and tail. `sinks` and `tail` may both be left
-/// out: the options say then how many there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// out: the options say then how many there are. A file that [`allocate`](crate::solver::allocate) made has `options` too, by which
+/// the lengths were decided, and where heads are cut into chunks `chunks`: for each head of each layer the free pairs of its chunks.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Budgets {
     tokens: usize,
     fixed: Option<(usize, usize)>,
     layers: BTreeMap<usize, Vec<usize>>,
+    chunks: Option<BTreeMap<usize, Vec<Vec<usize>>>>,
+    options: Option<Options>,
 }
 
 impl Budgets {
@@ -63,6 +70,8 @@ impl Budgets {
             tokens,
             fixed: None,
             layers,
+            chunks: None,
+            options: None,
         })
     }
 
@@ -132,6 +141,79 @@ impl Budgets {
         })
     }
 
+    /// The same, decided by these options.
+    #[must_use]
+    pub fn with_options(self, options: Options) -> Self {
+        Self {
+            options: Some(options),
+            ..self
+        }
+    }
+
+    /// The same, for heads that are cut into chunks: by layer and head, the free pairs of its chunks. Sinks and tail must be
+    /// [given](Self::with_fixed).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where that is not so, where these are not the heads that have lengths, or where a head's sinks, free pairs and tail
+    /// do not add up to its length.
+    pub fn with_chunks(self, chunks: BTreeMap<usize, Vec<Vec<usize>>>) -> Result<Self> {
+        let Some((sinks, tail)) = self.fixed else {
+            return Err(Error::shape(
+                "budgets",
+                "free pairs of chunks are given, and `sinks` and `tail` are not; give them too",
+            ));
+        };
+        for (layer, lengths) in &self.layers {
+            for (head, &length) in lengths.iter().enumerate() {
+                let free = chunks.get(layer).and_then(|heads| heads.get(head));
+                let sum = free.map(|free| {
+                    free.iter()
+                        .fold(sinks.saturating_add(tail), |sum, &pairs| sum.saturating_add(pairs))
+                });
+                if sum != Some(length) {
+                    return Err(Error::shape(
+                        format!("layer {layer} head {head}"),
+                        format!(
+                            "its length is {length}, and its sinks, tail and the free pairs of its `chunks` make {}; change both, or take `chunks` out",
+                            sum.unwrap_or(0)
+                        ),
+                    ));
+                }
+            }
+        }
+        if chunks
+            .iter()
+            .any(|(layer, heads)| self.layers.get(layer).map(Vec::len) != Some(heads.len()))
+        {
+            return Err(Error::shape(
+                "budgets",
+                "`chunks` names heads that `layers` gives no length; name the same in both",
+            ));
+        }
+        Ok(Self {
+            chunks: Some(chunks),
+            ..self
+        })
+    }
+
+    /// What the lengths were decided by, where the file says it.
+    #[must_use]
+    pub fn options(&self) -> Option<&Options> {
+        self.options.as_ref()
+    }
+
+    /// Whether it is said how the chunks of heads share their free pairs.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.chunks.is_some()
+    }
+
+    /// The free pairs of each chunk of a head, where they are given.
+    #[must_use]
+    pub fn free_pairs(&self, layer: usize, head: usize) -> Option<&[usize]> {
+        self.chunks.as_ref()?.get(&layer)?.get(head).map(Vec::as_slice)
+    }
+
     /// Sinks and tail of every head, where they are given.
     #[must_use]
     pub fn fixed(&self) -> Option<(usize, usize)> {
@@ -175,31 +257,32 @@ impl Budgets {
     /// [`Error::File`] for a file that is not there, is above 64 MiB, is no JSON or of another format or version, names a layer
     /// twice or by something else than a number, or holds what [`new`](Self::new) refuses; with the place in it.
     pub fn read(path: &Path) -> Result<Self> {
-        let written: Written = json::read(path, FORMAT, VERSION, "a file of budgets as kvsculpt writes it")?;
-        let mut layers = BTreeMap::new();
-        for (name, lengths) in written.layers.0 {
-            let layer = name
-                .parse::<usize>()
-                .ok()
-                .filter(|_| name.bytes().all(|byte| byte.is_ascii_digit()));
-            let Some(layer) = layer else {
-                let name: String = name.chars().take(40).collect();
-                return Err(Error::file(
-                    path,
-                    format!("a layer is named {name:?}; name layers by their index, as in \"0\": [120, 2048]"),
-                ));
-            };
-            match layers.entry(layer) {
-                Entry::Vacant(place) => place.insert(lengths),
-                Entry::Occupied(_) => return Err(Error::file(path, format!("layer {layer} is named twice; leave one of the two"))),
-            };
-        }
+        Self::of(path, json::read(path, FORMAT, VERSION, SOURCE)?)
+    }
+
+    /// The same for a file in memory; `name` stands for the path in errors.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn from_bytes(name: impl Into<PathBuf>, bytes: &[u8]) -> Result<Self> {
+        let path = name.into();
+        Self::of(&path, json::parse(&path, bytes, FORMAT, VERSION, SOURCE)?)
+    }
+
+    fn of(path: &Path, written: Written) -> Result<Self> {
+        let layers = by_index(path, written.layers)?;
         let budgets = Self::new(written.tokens, layers).and_then(|budgets| match (written.sinks, written.tail) {
             (Some(sinks), Some(tail)) => budgets.with_fixed(sinks, tail),
             (None, None) => Ok(budgets),
             _ => Err(Error::shape("budgets", "one of `sinks` and `tail` is given; give both or neither")),
         });
-        budgets.map_err(|error| Error::file(path, error.to_string()))
+        let in_file = |error: Error| Error::file(path, error.to_string());
+        let mut budgets = budgets.map_err(in_file)?;
+        if let Some(chunks) = written.chunks {
+            budgets = budgets.with_chunks(by_index(path, chunks)?).map_err(in_file)?;
+        }
+        budgets.options = written.options;
+        Ok(budgets)
     }
 
     /// Writes the file whole or not at all, one layer a line, in their order.
@@ -224,13 +307,50 @@ impl fmt::Display for Budgets {
         let fixed = self
             .fixed
             .map_or_else(String::new, |(sinks, tail)| format!(",\n  \"sinks\": {sinks},\n  \"tail\": {tail}"));
-        let mut layers = String::new();
-        for (at, (layer, lengths)) in self.layers.iter().enumerate() {
-            let comma = if at > 0 { "," } else { "" };
-            write!(layers, "{comma}\n    \"{layer}\": {lengths:?}")?;
+        write!(text, "{{\n{opening}{fixed}")?;
+        if let Some(options) = &self.options {
+            let options = serde_json::to_string(options).map_err(|_| fmt::Error)?;
+            write!(text, ",\n  \"options\": {options}")?;
         }
-        writeln!(text, "{{\n{opening}{fixed},\n  \"layers\": {{{layers}\n  }}\n}}")
+        write_layers(text, "layers", &self.layers)?;
+        if let Some(chunks) = &self.chunks {
+            write_layers(text, "chunks", chunks)?;
+        }
+        writeln!(text, "\n}}")
     }
+}
+
+/// A field of the file that holds something of each layer, one a line.
+fn write_layers<T: fmt::Debug>(text: &mut fmt::Formatter<'_>, field: &str, layers: &BTreeMap<usize, T>) -> fmt::Result {
+    write!(text, ",\n  \"{field}\": {{")?;
+    for (at, (layer, heads)) in layers.iter().enumerate() {
+        let comma = if at > 0 { "," } else { "" };
+        write!(text, "{comma}\n    \"{layer}\": {heads:?}")?;
+    }
+    write!(text, "\n  }}")
+}
+
+/// Layers by their index, each once.
+fn by_index<T>(path: &Path, named: Named<T>) -> Result<BTreeMap<usize, T>> {
+    let mut layers = BTreeMap::new();
+    for (name, heads) in named.0 {
+        let layer = name
+            .parse::<usize>()
+            .ok()
+            .filter(|_| name.bytes().all(|byte| byte.is_ascii_digit()));
+        let Some(layer) = layer else {
+            let name: String = name.chars().take(40).collect();
+            return Err(Error::file(
+                path,
+                format!("a layer is named {name:?}; name layers by their index, as in \"0\": [120, 2048]"),
+            ));
+        };
+        match layers.entry(layer) {
+            Entry::Vacant(place) => place.insert(heads),
+            Entry::Occupied(_) => return Err(Error::file(path, format!("layer {layer} is named twice; leave one of the two"))),
+        };
+    }
+    Ok(layers)
 }
 
 /// The file as it is written.
@@ -244,23 +364,25 @@ struct Written {
     tokens: usize,
     sinks: Option<usize>,
     tail: Option<usize>,
-    layers: Named,
+    layers: Named<Vec<usize>>,
+    chunks: Option<Named<Vec<Vec<usize>>>>,
+    options: Option<Options>,
 }
 
-/// Lengths by name, in the order of the file: a map would keep only the last of two layers of one name.
-struct Named(Vec<(String, Vec<usize>)>);
+/// What is said of layers by name, in the order of the file: a map would keep only the last of two layers of one name.
+struct Named<T>(Vec<(String, T)>);
 
-impl<'de> Deserialize<'de> for Named {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Layers;
-        impl<'de> Visitor<'de> for Layers {
-            type Value = Named;
+        struct Layers<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Layers<T> {
+            type Value = Named<T>;
 
             fn expecting(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
                 text.write_str("layers by index, each with the lengths of its heads")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
                 let mut named = Vec::new();
                 while let Some(entry) = map.next_entry()? {
                     named.push(entry);
@@ -268,6 +390,6 @@ impl<'de> Deserialize<'de> for Named {
                 Ok(Named(named))
             }
         }
-        deserializer.deserialize_map(Layers)
+        deserializer.deserialize_map(Layers(PhantomData))
     }
 }

@@ -26,10 +26,14 @@ struct Opening {
 /// # Errors
 /// [`Error::File`] for a file that is not there, is no file, is above 64 MiB, is no JSON, or of another format or version, or
 /// does not have the fields of `T`, with line and column.
-pub(super) fn read<T: DeserializeOwned>(path: &Path, format: &str, version: u32, source: &str) -> Result<T> {
-    let bytes = bytes(path)?;
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, format: &str, version: u32, source: &str) -> Result<T> {
+    parse(path, &bytes(path)?, format, version, source)
+}
+
+/// The same for a file in memory; `path` is only a name for error messages.
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8], format: &str, version: u32, source: &str) -> Result<T> {
     // Some editors put a mark before the text.
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let opening: Opening = serde_json::from_slice(text)
         .map_err(|error| Error::file(path, format!("is not a file of the format `{format}` ({error}); give {source}")))?;
     if opening.format.as_ref().and_then(Value::as_str) != Some(format) {

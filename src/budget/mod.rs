@@ -11,7 +11,7 @@ mod curve;
 mod file;
 mod hull;
 mod joined;
-mod json;
+pub(crate) mod json;
 mod picture;
 mod plan;
 mod published;

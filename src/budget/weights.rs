@@ -1,7 +1,7 @@
 //! How much a model reacts to an error in each layer and head.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 const FORMAT: &str = "kv-sensitivity";
 /// The version of the files that are read here.
 const VERSION: u32 = 1;
+/// Where such files come from.
+const SOURCE: &str = "a file that `kvsculpt-llm sensitivity` wrote";
 
 /// A weight for each layer and head, from a file that `kvsculpt-llm sensitivity` measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +39,17 @@ impl Weights {
     /// [`Error::File`] for a file that is not there, is above 64 MiB, is no JSON or of another format or version, names a layer
     /// or a head twice, measured nothing, or holds a sensitivity that is negative or not finite.
     pub fn read(path: &Path) -> Result<Self> {
-        let measured: Measured = json::read(path, FORMAT, VERSION, "a file that `kvsculpt-llm sensitivity` wrote")?;
+        let measured: Measured = json::read(path, FORMAT, VERSION, SOURCE)?;
+        Self::of(&measured).map_err(|reason| Error::file(path, reason))
+    }
+
+    /// The same for a file in memory; `name` stands for the path in errors.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn from_bytes(name: impl Into<PathBuf>, bytes: &[u8]) -> Result<Self> {
+        let path = name.into();
+        let measured: Measured = json::parse(&path, bytes, FORMAT, VERSION, SOURCE)?;
         Self::of(&measured).map_err(|reason| Error::file(path, reason))
     }
 

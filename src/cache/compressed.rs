@@ -112,7 +112,7 @@ impl Compressed {
     /// # Errors
     /// [`Error::File`] where the metadata cannot be written.
     pub(crate) fn bytes(&self) -> Result<u64> {
-        let entries = self.entries();
+        let entries = entries(&self.layers);
         let tensors: usize = entries.iter().map(|entry| entry.3).sum();
         Ok((header(Path::new("the short cache"), &self.marked(), &entries)?.len() + tensors) as u64)
     }
@@ -134,42 +134,7 @@ impl Compressed {
     /// [`Error::Shape`] where a layer's arrays do not fit together.
     pub fn write(&self, path: &Path) -> Result<u64> {
         self.check()?;
-        let mut output = Output::create(path)?;
-        output.header(&self.marked(), &self.entries())?;
-        for layer in &self.layers {
-            for &length in &layer.lengths {
-                let length = i32::try_from(length).map_err(|_| layer.shape_error(format!("a length of {length} does not fit 32 bits")))?;
-                output.bytes(&length.to_le_bytes())?;
-            }
-            if let Some(bias) = &layer.bias {
-                layer.write(&mut output, "bias", bias, 1, Dtype::F32)?;
-            }
-        }
-        for layer in &self.layers {
-            layer.write(&mut output, "key", &layer.key, layer.dim, layer.dtype)?;
-            layer.write(&mut output, "value", &layer.value, layer.value_dim, layer.dtype)?;
-        }
-        output.finish()
-    }
-
-    /// Name, dtype, shape and bytes of every tensor in the file's order: what has four bytes an element first, so
-    /// that everything is aligned.
-    fn entries(&self) -> Vec<Entry> {
-        let mut entries = Vec::new();
-        for layer in &self.layers {
-            let heads = layer.lengths.len();
-            entries.push((layer.name("lengths"), "I32", vec![heads], 4 * heads));
-            if let Some(bias) = &layer.bias {
-                entries.push((layer.name("bias"), "F32", vec![bias.len()], 4 * bias.len()));
-            }
-        }
-        for layer in &self.layers {
-            for (kind, data, channels) in [("key", &layer.key, layer.dim), ("value", &layer.value, layer.value_dim)] {
-                let shape = vec![data.len() / channels, channels];
-                entries.push((layer.name(kind), layer.dtype.name(), shape, data.len() * layer.dtype.bytes()));
-            }
-        }
-        entries
+        write(path, &self.marked(), &self.layers)
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -208,15 +173,57 @@ impl Compressed {
                 "is a capture, not a compressed cache; `kvsculpt compress` makes one of it",
             ),
         )?;
-        let layers = layer_numbers(&container, &TENSORS)?
-            .into_iter()
-            .map(|index| CompressedLayer::read(&container, index))
-            .collect::<Result<_>>()?;
         Ok(Self {
-            layers,
+            layers: layers_of(&container)?,
             metadata: container.metadata,
         })
     }
+}
+
+/// Writes layers whose arrays fit together, whole or not at all.
+pub(super) fn write(path: &Path, metadata: &BTreeMap<String, String>, layers: &[CompressedLayer]) -> Result<u64> {
+    let mut output = Output::create(path)?;
+    output.header(metadata, &entries(layers))?;
+    for layer in layers {
+        for &length in &layer.lengths {
+            let length = i32::try_from(length).map_err(|_| layer.shape_error(format!("a length of {length} does not fit 32 bits")))?;
+            output.bytes(&length.to_le_bytes())?;
+        }
+        if let Some(bias) = &layer.bias {
+            layer.write(&mut output, "bias", bias, 1, Dtype::F32)?;
+        }
+    }
+    for layer in layers {
+        layer.write(&mut output, "key", &layer.key, layer.dim, layer.dtype)?;
+        layer.write(&mut output, "value", &layer.value, layer.value_dim, layer.dtype)?;
+    }
+    output.finish()
+}
+
+/// Name, dtype, shape and bytes of every tensor in the file's order: what has four bytes an element first, so
+/// that everything is aligned.
+fn entries(layers: &[CompressedLayer]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for layer in layers {
+        let heads = layer.lengths.len();
+        entries.push((layer.name("lengths"), "I32", vec![heads], 4 * heads));
+        if let Some(bias) = &layer.bias {
+            entries.push((layer.name("bias"), "F32", vec![bias.len()], 4 * bias.len()));
+        }
+    }
+    for layer in layers {
+        for (kind, data, channels) in [("key", &layer.key, layer.dim), ("value", &layer.value, layer.value_dim)] {
+            let shape = vec![data.len() / channels, channels];
+            entries.push((layer.name(kind), layer.dtype.name(), shape, data.len() * layer.dtype.bytes()));
+        }
+    }
+    entries
+}
+
+/// All layers of a container.
+pub(super) fn layers_of(container: &Container) -> Result<Vec<CompressedLayer>> {
+    let layers = layer_numbers(container, &TENSORS)?.into_iter();
+    layers.map(|index| CompressedLayer::read(container, index)).collect()
 }
 
 impl CompressedLayer {

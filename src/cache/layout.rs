@@ -11,6 +11,7 @@ pub(super) const TENSORS: [&str; 5] = ["key", "value", "query", "reference_query
 
 /// What the header alone says of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LayerShape {
     /// KV heads.
     pub kv_heads: usize,

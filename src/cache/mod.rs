@@ -12,6 +12,7 @@ mod generate;
 mod layout;
 mod memory;
 mod output;
+mod part;
 mod queries;
 mod rope;
 mod source;
@@ -23,11 +24,13 @@ pub use generate::Generator;
 pub use layout::LayerShape;
 pub use memory::Context;
 pub use output::write_whole;
+pub use part::{Part, merge};
 pub use queries::{QuerySource, QueryStatistics, gather};
 pub use rope::{Pairing, Rope};
 
 pub(crate) use container::{Container, shown};
 pub(crate) use output::{Entry, Output, unwritable};
+pub(crate) use part::{About, share};
 pub(crate) use rope::reorder;
 pub(crate) use source::{Source, unreadable};
 

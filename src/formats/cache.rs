@@ -32,6 +32,7 @@ impl RopeFacts {
 
 /// What is known of a layer without reading its arrays.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LayerFacts {
     /// The layer's number in its model.
     pub index: usize,
@@ -86,6 +87,7 @@ impl LayerFacts {
 
 /// The arrays of a layer, heads one after the other, widened to f32.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LayerPairs {
     /// `[Σ lengths, dim]`, after RoPE.
     pub key: Vec<f32>,

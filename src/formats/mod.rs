@@ -74,6 +74,7 @@ use crate::error::{Error, Result};
 
 /// The layouts of mlx-lm's prompt caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MlxLayout {
     /// Up to 0.31: the state's numbers are texts of the metadata.
     Texts,
@@ -85,6 +86,7 @@ pub enum MlxLayout {
 /// The versions of llama.cpp's sequence-state files. For models without several positions a token they differ in the number alone,
 /// and llama.cpp reads only its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LlamaVersion {
     /// Until August 2026, and llama-cpp-python built on it.
     V2,

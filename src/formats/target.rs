@@ -53,6 +53,7 @@ impl Target {
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Written {
     /// The file's bytes.
     pub bytes: u64,

@@ -40,6 +40,7 @@ impl Default for Selection {
 
 /// One adapter in words and numbers.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct AdapterSummary {
     /// Its number, by which it can be chosen.
     pub index: usize,

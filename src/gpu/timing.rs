@@ -13,6 +13,7 @@ const BYTES: u64 = SLOTS as u64 * 16;
 
 /// What one kernel cost so far.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Timing {
     /// The kernel.
     pub kernel: &'static str,

@@ -3,9 +3,10 @@
 //! Error curves say how long heads have to be, but they are made from few rows and from values alone. So what comes out of them is fitted,
 //! judged on the validation rows, and the curves are asked again for a bound as much larger or smaller as the error was off.
 
+use super::allocation::mean_error;
 use super::batches::Work;
 use super::compress::fit;
-use super::plan::{Plan, mean_error};
+use super::plan::Plan;
 use super::supply::Supply;
 use super::{Outcome, Request, Timings};
 use crate::engine::Engine;

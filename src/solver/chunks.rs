@@ -39,7 +39,7 @@ use crate::options::Split;
 pub(super) fn cut(split: Split, chunk: usize) -> Vec<Split> {
     let zone = split.zone();
     // Chunks of two thirds to four thirds of the size asked for, as even as can be.
-    let count = if chunk == 0 || zone <= chunk + chunk / 2 {
+    let count = if chunk == 0 || zone <= chunk.saturating_add(chunk / 2) {
         1
     } else {
         ((zone + chunk / 2) / chunk).max(2)

@@ -11,7 +11,7 @@ use super::problem::Problem;
 use super::supply::{Slice, Stage, Supply};
 use super::{Compression, Finished, FinishedHead, Lengths, Observer, Outcome, PLANNING, Request, Timings, assembled, bias, chunks, size};
 use crate::budget::Budgets;
-use crate::cache::{Capture, Compressed, CompressedLayer};
+use crate::cache::{Capture, Compressed, CompressedLayer, share};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::{Options, Split, Target};
@@ -40,7 +40,7 @@ pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
         }
         heads.extend((0..shape.kv_heads).map(|head| (layer, head)));
     }
-    plan::check(&heads, split, chunks::cut(split, request.options.chunk).len(), request)?;
+    plan::check(&heads, split, &chunks::cut(split, request.options.chunk), request)?;
     Ok(split)
 }
 
@@ -118,10 +118,7 @@ pub fn compress_from<E: Engine>(
     };
     split.free = plan.free.iter().flatten().sum::<usize>() / heads;
     work.observer.progress(heads, heads, 1.0);
-    let source_bytes = supply.places.iter().map(|place| {
-        let shape = place.shape;
-        (capture.tokens * (shape.dim + shape.value_dim) * shape.dtype.bytes()) as u64
-    });
+    let source_bytes = supply.places.iter().map(|place| place.source_bytes(capture.tokens));
     let mut layers = layers
         .into_iter()
         .map(|index| empty(capture, request, index))
@@ -166,7 +163,7 @@ pub(super) fn fit<E: Engine>(
 }
 
 /// A layer of the short cache, its heads still to come.
-fn empty(capture: &Capture, request: &Request, index: usize) -> Result<CompressedLayer> {
+pub(super) fn empty(capture: &Capture, request: &Request, index: usize) -> Result<CompressedLayer> {
     let shape = capture.shape(index)?;
     Ok(CompressedLayer {
         index,
@@ -225,27 +222,33 @@ fn assemble(outcome: Outcome, chunks: &[Problem], fitted: &[Fitted], scale: f32,
     }
 }
 
-/// The fraction of all pairs that is kept.
-fn share(split: Split, outcomes: &[Outcome]) -> f64 {
-    let kept: usize = outcomes.iter().map(|head| head.kept).sum();
-    kept as f64 / (split.tokens * outcomes.len()) as f64
-}
-
 /// The capture's metadata and what the compression adds.
 pub(super) fn metadata(capture: &Capture, options: &Options, split: Split, outcomes: &[Outcome]) -> Result<BTreeMap<String, String>> {
-    let json = |what: &str, text: serde_json::Result<String>| text.map_err(|error| Error::file(&capture.path, format!("{what}: {error}")));
+    let mut metadata = common_metadata(capture, options, split)?;
+    let kept: usize = outcomes.iter().map(|head| head.kept).sum();
+    metadata.insert("keep".into(), share(kept, split.tokens, outcomes.len()).to_string());
+    metadata.insert("report".into(), json(capture, "report", serde_json::to_string(outcomes))?);
+    Ok(metadata)
+}
+
+fn json(capture: &Capture, what: &str, text: serde_json::Result<String>) -> Result<String> {
+    text.map_err(|error| Error::file(&capture.path, format!("{what}: {error}")))
+}
+
+/// What is known of them before any head is fitted.
+pub(super) fn common_metadata(capture: &Capture, options: &Options, split: Split) -> Result<BTreeMap<String, String>> {
     let mut metadata = capture.metadata.clone();
     metadata.insert("format".into(), "kv-compressed".into());
     metadata.insert("version".into(), "1".into());
     metadata.insert(
         "method".into(),
-        json("method", serde_json::to_string(&options.method))?.trim_matches('"').into(),
+        json(capture, "method", serde_json::to_string(&options.method))?
+            .trim_matches('"')
+            .into(),
     );
-    metadata.insert("keep".into(), share(split, outcomes).to_string());
     metadata.insert("sinks".into(), split.sinks.to_string());
     metadata.insert("tail".into(), split.tail.to_string());
-    metadata.insert("options".into(), json("options", serde_json::to_string(options))?);
-    metadata.insert("report".into(), json("report", serde_json::to_string(outcomes))?);
+    metadata.insert("options".into(), json(capture, "options", serde_json::to_string(options))?);
     metadata.insert("source".into(), format!("sha256:{}", capture.digest()?));
     metadata.insert("tool".into(), concat!("kvsculpt ", env!("CARGO_PKG_VERSION")).into());
     Ok(metadata)

@@ -1,5 +1,6 @@
 //! Says in what order: teacher, seed, values ⇄ keys, line search, stop. Names no wgpu.
 
+mod allocation;
 mod assembled;
 mod batches;
 mod bias;
@@ -7,6 +8,7 @@ mod bound;
 mod candidates;
 mod chunks;
 mod compress;
+mod curve_set;
 mod curves;
 mod descent;
 mod estimate;
@@ -21,16 +23,19 @@ mod recover;
 mod rows;
 mod rowset;
 mod seed;
+mod shards;
 mod size;
 mod supply;
 mod track;
 mod values;
 
 pub use compress::{check, compress, compress_from};
+pub use curve_set::{CurveSet, allocate};
 pub use estimate::{Estimate, estimate};
 pub use finished::{Finished, FinishedHead, Lengths};
 pub use judge::{Worth, judge};
 pub use recover::compress_recovering;
+pub use shards::{CompressedPart, compress_part, heads_of, measure_curves, plan_curves, plan_part};
 
 use serde::{Deserialize, Serialize};
 

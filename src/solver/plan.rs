@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use super::allocation::{heads_of, lengths, shared, within_bytes, within_error};
 use super::batches::{Work, history};
 use super::chunks::even;
 use super::curves::{self, Grid};
 use super::supply::{Stage, Supply};
 use super::{Decided, Lengths, Request, Timings};
-use crate::budget::{self, Budgets, Curve, Scope};
+use crate::budget::{self, Budgets, Curve, Scope, Weights};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::{Allocator, Method, Options, Split, Target};
@@ -41,7 +42,7 @@ impl Plan {
             curves: lengths.curves.clone(),
             parts: lengths.parts.clone(),
             weights: match request.decided() {
-                Decided::Curves => weights(&supply.heads(), request)?,
+                Decided::Curves => weights(&supply.heads(), request.weights.as_ref())?,
                 _ => Vec::new(),
             },
         })
@@ -60,7 +61,7 @@ impl Plan {
     /// The free pairs of the smallest cache whose error by the curves is at most this.
     pub(super) fn within(&self, supply: &Supply<'_>, options: &Options, error: f64) -> Result<Vec<Vec<usize>>> {
         let lengths = within_error(&self.curves, &self.weights, options, error)?;
-        shared(supply, &self.parts, &lengths)
+        shared(&supply.chunks, &self.parts, &lengths)
     }
 }
 
@@ -70,7 +71,8 @@ impl Plan {
 /// so, and a saved budget gives the same cache again (one of `--max-error` nearly, whose curves begin at shorter lengths); without curves, in proportion to the zones.
 pub(super) fn measures(request: &Request, chunks: usize) -> bool {
     let options = &request.options;
-    let shares = request.budgets.is_some() && chunks > 1 && options.allocator == Allocator::Curves && options.budget != Scope::Uniform;
+    let unshared = request.budgets.as_ref().is_some_and(|budgets| !budgets.is_shared());
+    let shares = unshared && chunks > 1 && options.allocator == Allocator::Curves && options.budget != Scope::Uniform;
     request.decided() != Decided::Beforehand || shares
 }
 
@@ -85,16 +87,21 @@ pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, request: &Request) -> Resu
         (Decided::Pilot, _) => by_pilot(work, &heads, options)?,
         (Decided::Beforehand, Some(budgets)) => {
             let lengths = given(budgets, &heads, split, count)?;
+            if let Some(free) = shares(budgets, &heads, &supply.chunks)? {
+                return Ok(Plan::of(free));
+            }
             if measures(request, count) {
-                let mean = lengths.iter().sum::<usize>() / lengths.len().max(1);
+                // Of all heads, so that a shard's are measured as they would be among all.
+                let all = given(budgets, &supply.all, split, count)?;
+                let mean = all.iter().sum::<usize>() / all.len().max(1);
                 let split = Split {
                     free: mean.saturating_sub(fixed).max(count),
                     ..split
                 };
                 // A length may be shorter than any that would have been decided.
-                let shortest = lengths.iter().min().map_or(1, |length| length - fixed);
+                let shortest = all.iter().min().map_or(1, |length| length - fixed);
                 let parts = parts(work, least(split).min(shortest / count * count).max(1), options)?;
-                return Ok(Plan::of(shared(supply, &parts, &lengths)?));
+                return Ok(Plan::of(shared(&supply.chunks, &parts, &lengths)?));
             }
             lengths
         }
@@ -104,11 +111,13 @@ pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, request: &Request) -> Resu
 }
 
 /// Refuses what [`plan`] would for these heads of so many chunks, as far as can be told before anything is measured.
-pub(super) fn check(heads: &[(usize, usize)], split: Split, chunks: usize, request: &Request) -> Result<()> {
+pub(super) fn check(heads: &[(usize, usize)], split: Split, chunks: &[Split], request: &Request) -> Result<()> {
     let options = &request.options;
     if let Some(budgets) = &request.budgets {
-        return given(budgets, heads, split, chunks).map(drop);
+        given(budgets, heads, split, chunks.len())?;
+        return shares(budgets, heads, chunks).map(drop);
     }
+    let chunks = chunks.len();
     if split.free < chunks && !matches!(options.target, Some(Target::MaxError(_))) {
         return Err(Error::option(
             "--chunk",
@@ -119,7 +128,7 @@ pub(super) fn check(heads: &[(usize, usize)], split: Split, chunks: usize, reque
         ));
     }
     match request.decided() {
-        Decided::Curves => weights(heads, request).map(drop),
+        Decided::Curves => weights(heads, request.weights.as_ref()).map(drop),
         Decided::Pilot if options.budget == Scope::Layer => heads_of_a_layer(heads).map(drop),
         Decided::Pilot => Ok(()),
         Decided::Beforehand => uniform(split, options.page, chunks).map(drop),
@@ -166,6 +175,29 @@ fn given(budgets: &Budgets, heads: &[(usize, usize)], split: Split, chunks: usiz
     heads.iter().map(length).collect()
 }
 
+/// The free pairs of every head's chunks, where the file of budgets has them.
+fn shares(budgets: &Budgets, heads: &[(usize, usize)], chunks: &[Split]) -> Result<Option<Vec<Vec<usize>>>> {
+    if !budgets.is_shared() || chunks.len() == 1 {
+        return Ok(None);
+    }
+    let of_head = |&(layer, head): &(usize, usize)| {
+        let free = budgets.free_pairs(layer, head).unwrap_or_default();
+        let fits = free.len() == chunks.len() && free.iter().zip(chunks).all(|(pairs, chunk)| (1..=chunk.zone()).contains(pairs));
+        if fits {
+            return Ok(free.to_vec());
+        }
+        Err(Error::option(
+            "--budgets",
+            format!(
+                "has {free:?} as the free pairs of the chunks of layer {layer} head {head}, and its {} chunks take 1 to {} each; use the --chunk that the file was made with, or take `chunks` out of it",
+                chunks.len(),
+                chunks.iter().map(|chunk| chunk.zone()).min().unwrap_or(0)
+            ),
+        ))
+    };
+    heads.iter().map(of_head).collect::<Result<_>>().map(Some)
+}
+
 /// The same length for all: whole pages, or the whole cache.
 fn uniform(split: Split, page: usize, chunks: usize) -> Result<usize> {
     if split.kept() == split.tokens {
@@ -199,21 +231,6 @@ fn parts<E: Engine>(work: &mut Work<'_, E>, least: usize, options: &Options) -> 
     work.in_slices(grid.stage(), &[], &mut timings, |work, problems, _| {
         curves::of_slice(work, problems, &grid, options)
     })
-}
-
-/// Free pairs of every head's chunks: a head's length, shared out so that the sum of its chunks' errors is least.
-fn shared(supply: &Supply<'_>, parts: &[Curve], lengths: &[usize]) -> Result<Vec<Vec<usize>>> {
-    let count = supply.chunks.len();
-    let of_head = |(parts, &length): (&[Curve], &usize)| {
-        let lengths = if count == 1 {
-            vec![length]
-        } else {
-            budget::allocate(parts, &vec![1.0; count], Scope::Head, 1, length)?
-        };
-        let chunks = supply.chunks.iter().zip(lengths);
-        Ok(chunks.map(|(chunk, length)| length - chunk.sinks - chunk.tail).collect())
-    };
-    parts.chunks(count).zip(lengths).map(of_head).collect()
 }
 
 /// The paper's rule: a pilot of the whole method at the uniform length, shares by the square root of its loss.
@@ -250,7 +267,7 @@ fn by_pilot<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], options
         Ok(shares.into_iter().map(|free| fixed + free).collect())
     };
     match options.target {
-        Some(Target::Bytes(_)) => within_bytes(work.supply, allocate),
+        Some(Target::Bytes(_)) => within_bytes(split, &work.supply.all_pair_bytes(), allocate),
         _ => allocate(split.kept() * heads.len()),
     }
 }
@@ -272,85 +289,26 @@ fn by_layer(heads: &[(usize, usize)], losses: &[f64], least: usize, most: usize,
 fn by_curves<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], request: &Request) -> Result<Plan> {
     let options = &request.options;
     let supply = work.supply;
-    let weights = weights(heads, request)?;
-    let parts = parts(work, least(supply.split), options)?;
-    let curves = parts.chunks(supply.chunks.len()).map(budget::joined).collect::<Result<Vec<_>>>()?;
-    let allocate = |total: usize| budget::allocate(&curves, &weights, options.budget, options.page, total);
-    let lengths = match options.target {
-        Some(Target::MaxError(error)) => within_error(&curves, &weights, options, error)?,
-        Some(Target::Bytes(_)) => within_bytes(supply, allocate)?,
-        _ => allocate(supply.split.kept() * heads.len())?,
-    };
+    let weights = weights(heads, request.weights.as_ref())?;
+    let parts = measured(work, options)?;
+    let curves = heads_of(&parts, supply.chunks.len())?;
+    let lengths = lengths(supply.split, &supply.all_pair_bytes(), &curves, &weights, options)?;
     Ok(Plan {
-        free: shared(supply, &parts, &lengths)?,
+        free: shared(&supply.chunks, &parts, &lengths)?,
         curves,
         parts,
         weights,
     })
 }
 
-/// The smallest cache whose error by the curves themselves is at most this. Lengths are shared out by the curves' convex hulls,
-/// which lie below them: where the curves are above the bound, the hulls get a smaller one.
-fn within_error(curves: &[Curve], weights: &[f64], options: &Options, error: f64) -> Result<Vec<usize>> {
-    const MOST_TRIES: u32 = 50;
-    let mut bound = error;
-    for _ in 0..MOST_TRIES {
-        let lengths = budget::least_total(curves, weights, options.budget, options.page, bound)?;
-        let found = mean_error(curves, weights, &lengths);
-        if found <= error {
-            return Ok(lengths);
-        }
-        bound *= (error / found).min(0.95);
-    }
-    budget::least_total(curves, weights, options.budget, options.page, 0.0)
-}
-
-/// The mean error of heads of these lengths, by their curves and weights.
-pub(super) fn mean_error(curves: &[Curve], weights: &[f64], lengths: &[usize]) -> f64 {
-    let errors = curves.iter().zip(lengths).map(|(curve, &length)| curve.error(length));
-    errors.zip(weights).map(|(error, weight)| weight * error).sum::<f64>() / weights.iter().sum::<f64>()
-}
-
-/// The most pairs whose bytes are at most those of the uniform split: found by bisection, for where layers differ in what a pair takes
-/// the bytes of a total depend on where it goes.
-fn within_bytes(supply: &Supply<'_>, allocate: impl Fn(usize) -> Result<Vec<usize>>) -> Result<Vec<usize>> {
-    let split = supply.split;
-    let bytes: Vec<u64> = (0..supply.places.len()).map(|head| supply.pair_bytes(head)).collect();
-    let budget: u64 = bytes.iter().map(|bytes| bytes * split.kept() as u64).sum();
-    let spent = |lengths: &[usize]| -> u64 { lengths.iter().zip(&bytes).map(|(&length, bytes)| length as u64 * bytes).sum() };
-    let pair = bytes.iter().copied().min().unwrap_or(1).max(1);
-    let most = usize::try_from(budget / pair).unwrap_or(usize::MAX).min(split.tokens * bytes.len());
-    let (mut low, mut high) = (0, most);
-    let mut best = None;
-    while low <= high {
-        let middle = low + (high - low) / 2;
-        match allocate(middle) {
-            Ok(lengths) if spent(&lengths) > budget => {
-                if middle == 0 {
-                    break;
-                }
-                high = middle - 1;
-            }
-            Ok(lengths) => {
-                best = Some(lengths);
-                low = middle + 1;
-            }
-            // Too few for the least lengths; more may be possible.
-            Err(error) if middle == most => return best.ok_or(error),
-            Err(_) => low = middle + 1,
-        }
-    }
-    best.ok_or_else(|| {
-        Error::option(
-            "--bytes",
-            "is too little for the least length of every head, in whole pages; give more, or use a smaller --page, --tail or --sinks",
-        )
-    })
+/// The curves of all chunks by which lengths are decided.
+pub(super) fn measured<E: Engine>(work: &mut Work<'_, E>, options: &Options) -> Result<Vec<Curve>> {
+    parts(work, least(work.supply.split), options)
 }
 
 /// The weight of each head's error.
-fn weights(heads: &[(usize, usize)], request: &Request) -> Result<Vec<f64>> {
-    let Some(weights) = &request.weights else {
+pub(super) fn weights(heads: &[(usize, usize)], weights: Option<&Weights>) -> Result<Vec<f64>> {
+    let Some(weights) = weights else {
         return Ok(vec![1.0; heads.len()]);
     };
     let weight = |&(layer, head): &(usize, usize)| {

@@ -7,8 +7,8 @@ use super::bias;
 use super::chunks;
 use super::problem::{Cut, Problem};
 use super::rows;
-use crate::batch::{Shape, need};
-use crate::cache::{Capture, LayerShape};
+use crate::batch::{Shape, Shard, need};
+use crate::cache::{Capture, Dtype, LayerShape};
 use crate::engine::Dims;
 use crate::error::{Error, Result};
 use crate::options::Split;
@@ -22,6 +22,13 @@ pub(super) struct Place<'a> {
     pub(super) layer: usize,
     pub(super) head: usize,
     pub(super) shape: &'a LayerShape,
+}
+
+impl Place<'_> {
+    /// Bytes of the head's keys and values as the capture holds them.
+    pub(super) fn source_bytes(&self, tokens: usize) -> u64 {
+        (tokens * (self.shape.dim + self.shape.value_dim) * self.shape.dtype.bytes()) as u64
+    }
 }
 
 /// What heads are read for: which sizes their problems have.
@@ -60,6 +67,8 @@ pub(super) struct Supply<'a> {
     pub(super) chunks: Vec<Split>,
     /// In the order of layers and heads.
     pub(super) places: Vec<Place<'a>>,
+    /// Layer and head of all heads of the request, be they supplied or another shard's.
+    pub(super) all: Vec<(usize, usize)>,
 }
 
 impl<'a> Supply<'a> {
@@ -74,8 +83,18 @@ impl<'a> Supply<'a> {
             request,
             split,
             chunks: chunks::cut(split, request.options.chunk),
+            all: places.iter().map(|place| (place.layer, place.head)).collect(),
             places,
         })
+    }
+
+    /// The heads of one shard alone.
+    pub(super) fn of_shard(mut self, shard: Shard) -> Self {
+        // What all work on a head grows with, as far as the header tells it: its query heads and channels.
+        let cost = |place: &Place<'_>| (place.shape.query_heads / place.shape.kv_heads * (place.shape.dim + place.shape.value_dim)) as u64;
+        let costs: Vec<u64> = self.places.iter().map(cost).collect();
+        self.places = shard.members(&costs).into_iter().map(|head| self.places[head]).collect();
+        self
     }
 
     /// Layer and head of each.
@@ -83,12 +102,22 @@ impl<'a> Supply<'a> {
         self.places.iter().map(|place| (place.layer, place.head)).collect()
     }
 
+    /// How a head's layer will be stored.
+    pub(super) fn dtype(&self, place: &Place<'_>) -> Dtype {
+        self.request.dtype.unwrap_or(place.shape.dtype)
+    }
+
     /// Bytes of a stored pair of this head.
     pub(super) fn pair_bytes(&self, head: usize) -> u64 {
         let shape = self.places[head].shape;
-        let number = self.request.dtype.unwrap_or(shape.dtype).bytes();
+        let number = self.dtype(&self.places[head]).bytes();
         let bias = if self.request.options.has_bias() { 4 } else { 0 };
         (number * (shape.dim + shape.value_dim) + bias) as u64
+    }
+
+    /// Bytes of a stored pair of each head supplied.
+    pub(super) fn all_pair_bytes(&self) -> Vec<u64> {
+        (0..self.places.len()).map(|head| self.pair_bytes(head)).collect()
     }
 
     /// The chunks of one head, read from the capture; they do not know of each other yet.

@@ -26,5 +26,6 @@ mod looking;
 mod looking_ahead;
 mod machines;
 mod setting_up;
+mod shards;
 mod unfinished;
 mod workplace;

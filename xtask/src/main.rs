@@ -1,6 +1,7 @@
 //! Project chores, started as `cargo xtask CHORE`; see [`USAGE`].
 
 mod adapter;
+mod api;
 mod driver;
 mod lavapipe;
 mod lint;
@@ -22,6 +23,7 @@ Usage: cargo xtask CHORE
   model [NAME]         only fetch the models of tests and measurements into target/models: smollm2 (98 MB; the default), qwen (491 MB), all
   driver               only bring the driver and say how to start a program on it
   lint                 rustfmt, clippy and rustdoc, warnings being errors
+  api [--write]        compare the library's public items with docs/public-api.txt; --write puts them there
   help                 this text
 
 KVSCULPT_DRIVER=system    use what the machine has, ask no questions
@@ -34,6 +36,7 @@ enum Chore {
     Model(&'static [&'static Model]),
     Driver,
     Lint,
+    Api { write: bool },
     Help,
 }
 
@@ -59,6 +62,13 @@ fn parse(arguments: &[String]) -> Result<Chore> {
         }
         "driver" => Chore::Driver,
         "lint" => Chore::Lint,
+        "api" => {
+            return match rest {
+                [] => Ok(Chore::Api { write: false }),
+                [one] if one == "--write" => Ok(Chore::Api { write: true }),
+                [stray, ..] => bail!("`cargo xtask api` takes --write or nothing, got `{stray}`"),
+            };
+        }
         "help" | "--help" | "-h" => Chore::Help,
         _ => bail!("no chore is called `{name}`\n\n{USAGE}"),
     };
@@ -74,6 +84,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Model(models) => model::bring_all(&Workspace::find()?, models),
         Chore::Driver => driver::prepare(&Workspace::find()?),
         Chore::Lint => lint::run(&Workspace::find()?),
+        Chore::Api { write } => api::run(&Workspace::find()?, write),
         Chore::Help => {
             print!("{USAGE}");
             Ok(())
@@ -82,6 +93,9 @@ fn perform(chore: Chore) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = api::as_rustdoc() {
+        return code;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match parse(&arguments).and_then(perform) {
         Ok(()) => ExitCode::SUCCESS,
@@ -122,6 +136,13 @@ mod tests {
         assert_eq!(parsed("model all").unwrap(), Chore::Model(&[&model::SMOLLM2, &model::QWEN]));
         assert!(parsed("model gpt").unwrap_err().to_string().contains("`gpt`"));
         assert!(parsed("model qwen smollm2").unwrap_err().to_string().contains("`smollm2`"));
+    }
+
+    #[test]
+    fn the_list_of_public_items_is_written_only_when_asked() {
+        assert_eq!(parsed("api").unwrap(), Chore::Api { write: false });
+        assert_eq!(parsed("api --write").unwrap(), Chore::Api { write: true });
+        assert!(parsed("api now").unwrap_err().to_string().contains("`now`"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use kvsculpt::budget::Budgets;
 use kvsculpt::cache::Dtype;
 use kvsculpt::gpu::Selection;
 use kvsculpt::machine::Preference;
@@ -180,14 +181,16 @@ impl OptionArguments {
         Ok(given || config.says(option))
     }
 
-    /// The preset, over it what the file of `--config` says, over that what was given.
+    /// The preset, or where none is named what the file of budgets says; over it what the file of `--config` says, over that what was
+    /// given.
     ///
     /// # Errors
     /// A file that cannot be read, or has what is no option.
-    pub(crate) fn options(&self) -> Result<Options> {
+    pub(crate) fn options(&self, budgets: Option<&Budgets>) -> Result<Options> {
         let config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
         let preset = match (self.preset, config.preset()) {
             (Some(PresetKind::Published), _) | (None, Some("published")) => Options::published(),
+            (None, None) => budgets.and_then(Budgets::options).cloned().unwrap_or_default(),
             _ => Options::default(),
         };
         let mut options = config.over(preset).map_err(|reason| Error::File {

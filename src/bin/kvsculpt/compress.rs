@@ -1,21 +1,23 @@
 //! `kvsculpt compress`: a capture in, a compressed cache out.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 use std::time::Instant;
 
+use kvsculpt::batch::Shard;
 use kvsculpt::cache::{Compressed, Dtype, write_whole};
 use kvsculpt::formats::{Format, Target};
 use kvsculpt::journal::Journal;
 use kvsculpt::machine::{Machine, Measured};
-use kvsculpt::options::Method;
 use kvsculpt::solver::{Compression, Request, check};
 use kvsculpt::{Error, Result};
 
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
 use crate::destination::{self, DestinationArguments, fit};
-use crate::input::{InputArguments, note};
+use crate::input::InputArguments;
 use crate::progress::Progress;
 use crate::report::{Report, Written};
+use crate::shards::{self, Piece};
 use crate::unfinished::{self, UnfinishedArguments};
 use crate::{Talk, dry_run, engine, print, print_json, table, timings};
 
@@ -63,11 +65,21 @@ pub(crate) struct Arguments {
     /// are read at once; what is worked on at once takes as much as the device's largest array, and at least 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Machine")]
     memory: Option<u64>,
+    /// Compress only this part of the heads, counted from 0, e.g. 0/4; `kvsculpt merge` puts the parts together. Where the output is
+    /// there already and the same, nothing is done
+    #[arg(long, value_name = "PART/PARTS", value_parser = Shard::from_str, help_heading = "Several machines",
+        conflicts_with_all = ["report", "timings", "dry_run", "save_budgets", "to", "resume", "restart"])]
+    shard: Option<Shard>,
+    /// Compress the part even if the output is there and the same
+    #[arg(long, requires = "shard", help_heading = "Several machines")]
+    force: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let started = Instant::now();
-    let options = arguments.options.options()?;
+    let lengths = &arguments.options.lengths;
+    let budgets = lengths.read_budgets()?;
+    let options = arguments.options.options(budgets.as_ref())?;
     let input = arguments.input.open(&arguments.capture, options.seed, talk)?;
     let capture = &input.capture;
     if let (Some(output), false) = (&arguments.output, arguments.dry_run) {
@@ -80,23 +92,27 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         memory: arguments.memory,
         ..Request::default()
     };
-    let lengths = &arguments.options.lengths;
-    if input.guessed && !arguments.options.says("method")? {
-        request.options.method = Method::SelectFit;
-        note(
-            talk,
-            "fitting keys to guessed queries gains nothing in the mean and can do harm, so the method is select-fit; --method says another",
-        );
-    }
+    let says_method = arguments.options.says("method")? || budgets.as_ref().is_some_and(|budgets| budgets.options().is_some());
+    input.suit(&mut request.options, says_method, talk);
     let target = arguments.destination.target(input.format, capture, &request)?;
     if matches!(target.format, Format::Llama(_)) {
         // What is told of the result is told of its numbers as they are stored.
         request.dtype = request.dtype.or(target.dtype).or(Some(Dtype::F16));
     }
-    lengths.complete(&mut request, &capture.layers)?;
+    lengths.complete(&mut request, budgets, &capture.layers)?;
     fit(&mut request, &target, arguments.options.says("budget")?, talk)?;
     let split = check(capture, &request)?;
     target.check(capture, request.layers.as_deref().unwrap_or(&capture.layers), split.kept())?;
+    if let (Some(shard), Some(output)) = (arguments.shard, &arguments.output) {
+        let piece = Piece {
+            path: output,
+            shard,
+            force: arguments.force,
+            json: arguments.json,
+            talk,
+        };
+        return shards::compress(capture, &request, &piece, &arguments.engine);
+    }
     let mut machine = engine::open(&arguments.engine, talk)?;
     let output = match &arguments.output {
         Some(output) if !arguments.dry_run => output,

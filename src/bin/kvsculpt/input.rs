@@ -4,9 +4,10 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvsculpt::Result;
 use kvsculpt::cache::{Capture, QuerySource, QueryStatistics};
 use kvsculpt::formats::{Cache, Format, detect};
+use kvsculpt::options::Method;
+use kvsculpt::{Options, Result};
 
 use crate::Talk;
 use crate::formats::KnownArguments;
@@ -98,6 +99,19 @@ impl InputArguments {
             format,
             guessed,
         })
+    }
+}
+
+impl Input {
+    /// Chooses the method that suits the queries, where nobody `says` one.
+    pub(crate) fn suit(&self, options: &mut Options, says: bool, talk: Talk) {
+        if self.guessed && !says {
+            options.method = Method::SelectFit;
+            note(
+                talk,
+                "fitting keys to guessed queries gains nothing in the mean and can do harm, so the method is select-fit; --method says another",
+            );
+        }
     }
 }
 

@@ -43,7 +43,7 @@ enum AllocatorKind {
 #[command(next_help_heading = "Lengths")]
 pub(crate) struct LengthArguments {
     #[command(flatten)]
-    target: TargetArguments,
+    pub(crate) target: TargetArguments,
     #[arg(long, value_enum, value_name = "SCOPE", conflicts_with = "budgets", help = with_presets(
         "Which heads share a length",
         |options| written(options.budget),
@@ -63,24 +63,49 @@ pub(crate) struct LengthArguments {
     ))]
     page: Option<usize>,
     /// Take every head's length from this file, which --save-budgets wrote and you may have edited; sinks and tail too, where it names
-    /// them
-    #[arg(long, value_name = "FILE", conflicts_with = "TargetArguments")]
-    budgets: Option<PathBuf>,
+    /// them. One that `kvsculpt allocate` made names the options too; what is given here wins
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["TargetArguments", "sensitivities"])]
+    pub(crate) budgets: Option<PathBuf>,
     /// Also write every head's length to this file
     #[arg(long, value_name = "FILE")]
     save_budgets: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) weights: WeightArguments,
+}
+
+/// What each head's error weighs.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WeightArguments {
     /// Let each head's error weigh as much as this file says of it, which `kvsculpt-llm sensitivity` wrote
-    #[arg(long, value_name = "FILE", conflicts_with = "budgets")]
-    sensitivities: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sensitivities: Option<PathBuf>,
     /// Sensitivities count to this power: 1 as they are, 0 not at all
     #[arg(long, value_name = "POWER", default_value_t = 0.5, requires = "sensitivities")]
     sensitivity_power: f64,
 }
 
+impl WeightArguments {
+    /// The weights of the file named, if any.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a power without meaning.
+    pub(crate) fn read(&self) -> Result<Option<Weights>> {
+        let Some(path) = &self.sensitivities else { return Ok(None) };
+        let weights = Weights::read(path)?.powered(self.sensitivity_power).map_err(|error| match error {
+            Error::Shape { reason, .. } => Error::Options {
+                option: "--sensitivity-power",
+                reason,
+            },
+            other => other,
+        })?;
+        Ok(Some(weights))
+    }
+}
+
 /// One of these at most.
 #[derive(Clone, Copy, Debug, Args)]
 #[group(multiple = false)]
-struct TargetArguments {
+pub(crate) struct TargetArguments {
     #[arg(long, value_name = "FRACTION", help = with_presets("Fraction of the pairs that is kept, sinks and tail counted", |options| options.keep.to_string()))]
     keep: Option<f64>,
     /// Keep so many pairs a head on the mean, sinks and tail counted
@@ -103,15 +128,19 @@ impl TargetArguments {
         let tokens = self.tokens.map(Target::Tokens);
         tokens.or(self.bytes.map(Target::Bytes)).or(self.max_error.map(Target::MaxError))
     }
+
+    pub(crate) fn put_over(self, options: &mut Options) {
+        replace(&mut options.keep, self.keep);
+        // Any of the four decides alone.
+        if let (target, true) = (self.target(), self.is_given()) {
+            options.target = target;
+        }
+    }
 }
 
 impl LengthArguments {
     pub(crate) fn put_over(&self, options: &mut Options) {
-        replace(&mut options.keep, self.target.keep);
-        // Any of the four decides alone.
-        if let (target, true) = (self.target.target(), self.target.is_given()) {
-            options.target = target;
-        }
+        self.target.put_over(options);
         replace(&mut options.budget, self.budget.map(Into::into));
         replace(
             &mut options.allocator,
@@ -123,34 +152,36 @@ impl LengthArguments {
         replace(&mut options.page, self.page);
     }
 
-    /// Reads the files named and puts what they say into the request, whose layers are those of the capture where it names none.
+    /// The file of budgets, where one is named.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn read_budgets(&self) -> Result<Option<Budgets>> {
+        self.budgets.as_deref().map(Budgets::read).transpose()
+    }
+
+    /// Puts what the files named say into the request, whose layers are those of the capture where it names none.
     ///
     /// # Errors
     /// A file that cannot be read, or sensitivities where nothing is decided by error curves.
-    pub(crate) fn complete(&self, request: &mut Request, layers: &[usize]) -> Result<()> {
-        if let Some(path) = &self.budgets {
-            let budgets = Budgets::read(path)?;
+    pub(crate) fn complete(&self, request: &mut Request, budgets: Option<Budgets>, layers: &[usize]) -> Result<()> {
+        if let Some(budgets) = budgets {
             let wanted = request.layers.as_deref().unwrap_or(layers);
-            keep_of(&budgets, wanted, &mut request.options);
+            let options = &mut request.options;
+            let says = |decided: &Options| decided.keep.to_bits() == options.keep.to_bits() && decided.target == options.target;
+            if !budgets.options().is_some_and(says) {
+                keep_of(&budgets, wanted, options);
+            }
             request.budgets = Some(budgets);
         }
-        if let Some(path) = &self.sensitivities {
-            if request.decided() != Decided::Curves {
-                return Err(Error::Options {
-                    option: "--sensitivities",
-                    reason:
-                        "weighs error curves, and by none are these lengths decided; use --budget head or layer, and --allocator curves"
-                            .into(),
-                });
-            }
-            request.weights = Some(Weights::read(path)?.powered(self.sensitivity_power).map_err(|error| match error {
-                Error::Shape { reason, .. } => Error::Options {
-                    option: "--sensitivity-power",
-                    reason,
-                },
-                other => other,
-            })?);
+        if self.weights.sensitivities.is_some() && request.decided() != Decided::Curves {
+            return Err(Error::Options {
+                option: "--sensitivities",
+                reason: "weighs error curves, and by none are these lengths decided; use --budget head or layer, and --allocator curves"
+                    .into(),
+            });
         }
+        request.weights = self.weights.read()?;
         Ok(())
     }
 
@@ -161,7 +192,7 @@ impl LengthArguments {
 
     /// Files that are read beside the capture.
     pub(crate) fn sources(&self) -> impl Iterator<Item = &Path> {
-        self.budgets.iter().chain(&self.sensitivities).map(PathBuf::as_path)
+        self.budgets.iter().chain(&self.weights.sensitivities).map(PathBuf::as_path)
     }
 
     /// Where lengths are to be written, if anywhere.

@@ -2,12 +2,14 @@
 //!
 //! Data goes to standard output, everything else to standard error. The exit codes are in [`EXIT_CODES`].
 
+mod allocate;
 mod arguments;
 mod bench;
 mod compare;
 mod compress;
 mod config;
 mod convert;
+mod curves;
 mod demo;
 mod destination;
 mod devices;
@@ -23,9 +25,11 @@ mod inspect;
 mod interrupt;
 mod lengths;
 mod made;
+mod merge;
 mod page;
 mod progress;
 mod report;
+mod shards;
 mod shell;
 mod statistics;
 mod table;
@@ -77,16 +81,19 @@ struct Talk {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Allocate(allocate::Arguments),
     Compare(compare::Arguments),
     Completions(shell::CompletionArguments),
     Bench(Box<bench::Arguments>),
     Compress(Box<compress::Arguments>),
     Convert(Box<convert::Arguments>),
+    Curves(Box<curves::Arguments>),
     Demo(demo::Arguments),
     Devices(devices::Arguments),
     Doctor(doctor::Arguments),
     Inspect(inspect::Arguments),
     Man(shell::ManArguments),
+    Merge(merge::Arguments),
     Report(page::Arguments),
     Statistics(statistics::Arguments),
     Generate(generate::Arguments),
@@ -98,16 +105,19 @@ fn main() -> ExitCode {
         log_to_stderr();
     }
     let done = match &program.command {
+        Command::Allocate(arguments) => allocate::run(arguments, program.talk),
         Command::Compare(arguments) => compare::run(arguments, program.talk),
         Command::Completions(arguments) => shell::completions(arguments),
         Command::Bench(arguments) => bench::run(arguments, program.talk),
         Command::Compress(arguments) => compress::run(arguments, program.talk),
         Command::Convert(arguments) => convert::run(arguments),
+        Command::Curves(arguments) => curves::run(arguments, program.talk),
         Command::Demo(arguments) => demo::run(arguments, program.talk),
         Command::Devices(arguments) => devices::run(arguments, program.talk),
         Command::Doctor(arguments) => doctor::run(arguments, program.talk),
         Command::Inspect(arguments) => inspect::run(arguments, program.talk),
         Command::Man(arguments) => shell::man(arguments),
+        Command::Merge(arguments) => merge::run(arguments),
         Command::Report(arguments) => page::run(arguments, program.talk),
         Command::Statistics(arguments) => statistics::run(arguments, program.talk),
         Command::Generate(arguments) => generate::run(arguments, program.talk),

@@ -1,0 +1,279 @@
+//! The pieces that a compression on several machines is made of: the error curves of a shard, and its heads compressed.
+//!
+//! Heads are independent, so a shard's curves and pairs have the very bits that they have among all heads. What needs all heads is done
+//! between: [`allocate`](super::allocate) decides lengths from all curves, [`merge`](crate::cache::merge) puts the parts together.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use sha2::{Digest as _, Sha256};
+
+use super::batches::Work;
+use super::compress::{check, chosen_layers, common_metadata, empty, fit};
+use super::curve_set::{About, CurveSet};
+use super::plan::{self, plan};
+use super::size::largest_header;
+use super::supply::{Slice, Supply};
+use super::{Decided, Finished, Observer, Outcome, PLANNING, Request, Timings};
+use crate::batch::Shard;
+use crate::budget::Scope;
+use crate::cache::{self, Capture, CompressedLayer, Part};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::options::{Options, Split, Target};
+
+/// A shard that was compressed.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct CompressedPart {
+    /// Its heads' pairs, to be written and merged.
+    pub part: Part,
+    /// What became of each of its heads, in the order of layers and heads.
+    pub outcomes: Vec<Outcome>,
+    /// Bytes of its heads' keys and values as the capture holds them.
+    pub source_bytes: u64,
+    /// Seconds by stage.
+    pub timings: Timings,
+}
+
+/// The heads of a shard, layer and KV head, ascending: a pure function of the capture's header and the layers asked for.
+///
+/// # Errors
+/// [`Error::Options`] for layers that are not there.
+pub fn heads_of(capture: &Capture, layers: Option<&[usize]>, shard: Shard) -> Result<Vec<(usize, usize)>> {
+    let request = Request {
+        layers: layers.map(<[usize]>::to_vec),
+        ..Request::default()
+    };
+    let layers = chosen_layers(capture, &request)?;
+    // How pairs are divided plays no part in it.
+    let split = Split {
+        tokens: capture.tokens,
+        sinks: 0,
+        free: capture.tokens,
+        tail: 0,
+    };
+    Ok(Supply::new(capture, &request, &layers, split)?.of_shard(shard).heads())
+}
+
+/// What the curves of a shard would be, but for the curves: by it those of an earlier run can be told to be the same.
+///
+/// # Errors
+/// As [`check`]; [`Error::Options`] where lengths are not decided by curves.
+pub fn plan_curves(capture: &Capture, request: &Request, shard: Shard) -> Result<CurveSet> {
+    let split = check(capture, request)?;
+    match request.decided() {
+        Decided::Curves => {}
+        Decided::Pilot => {
+            return Err(Error::option(
+                "--allocator",
+                "`published` decides lengths by a pilot of all heads together, which has no shards; use --allocator curves, or give `compress --shard` the --budgets that one run saved",
+            ));
+        }
+        Decided::Beforehand => {
+            return Err(Error::option(
+                "--budget",
+                "lengths are known without error curves here; go on with `kvsculpt compress --shard`",
+            ));
+        }
+    }
+    let layers = chosen_layers(capture, request)?;
+    let supply = Supply::new(capture, request, &layers, split)?;
+    // The longest that a target can be written, for files of a size that is named only later.
+    let longest = Request {
+        options: Options {
+            keep: -1.234_567_890_123_456_7e-300,
+            target: Some(Target::Bytes(u64::MAX)),
+            budget: Scope::Uniform,
+            page: usize::MAX,
+            ..request.options.clone()
+        },
+        ..request.clone()
+    };
+    let whole = whole(&supply);
+    let pair_bytes = supply.places.iter().enumerate();
+    let pair_bytes = pair_bytes.map(|(head, place)| (place.layer, supply.pair_bytes(head))).collect();
+    let shard_heads = supply.of_shard(shard).heads();
+    Ok(CurveSet {
+        about: About {
+            tool: concat!("kvsculpt ", env!("CARGO_PKG_VERSION")).to_owned(),
+            source: source(capture)?,
+            options: request.options.clone(),
+            split,
+            whole: whole.into_iter().map(|(layer, (heads, _))| (layer, heads)).collect(),
+            pair_bytes,
+            header_bytes: largest_header(capture, &layers, &longest)?,
+        },
+        shard,
+        heads: shard_heads,
+        parts: Vec::new(),
+    })
+}
+
+/// Measures the error curves of a shard's heads; the curves that [`compress`](super::compress()) would measure of them. `PLANNING` of an
+/// [`Observer`]'s fraction does not apply: it goes from 0 to 1.
+///
+/// # Errors
+/// As [`plan_curves`] and [`compress`](super::compress()).
+pub fn measure_curves<E: Engine>(
+    engine: &mut E,
+    capture: &Capture,
+    request: &Request,
+    shard: Shard,
+    observer: &mut dyn Observer,
+) -> Result<CurveSet> {
+    let mut set = plan_curves(capture, request, shard)?;
+    let layers = chosen_layers(capture, request)?;
+    let supply = Supply::new(capture, request, &layers, set.about.split)?.of_shard(shard);
+    if supply.places.is_empty() {
+        return Ok(set);
+    }
+    let mut finished = Finished::default();
+    let mut work = work(engine, &supply, capture, request, &mut finished, observer);
+    work.stage = (0.0, 1.0);
+    set.parts = plan::measured(&mut work, &request.options)?;
+    Ok(set)
+}
+
+/// What a shard's part would be, but for its pairs: by it that of an earlier run can be told to be the same.
+///
+/// # Errors
+/// As [`check`]; [`Error::Options`] where lengths are still to be decided.
+pub fn plan_part(capture: &Capture, request: &Request, shard: Shard) -> Result<Part> {
+    let split = check(capture, request)?;
+    if request.decided() != Decided::Beforehand {
+        return Err(Error::option(
+            "--shard",
+            "the lengths of all heads have to be known before parts of them are compressed; give --budgets with what `kvsculpt allocate` made of `kvsculpt curves`, or use --budget uniform",
+        ));
+    }
+    let layers = chosen_layers(capture, request)?;
+    let supply = Supply::new(capture, request, &layers, split)?;
+    let whole = whole(&supply);
+    let budgets = lengths_digest(&supply, request);
+    let mut heads: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (layer, head) in supply.of_shard(shard).heads() {
+        heads.entry(layer).or_default().push(head);
+    }
+    Ok(Part {
+        layers: Vec::new(),
+        about: cache::About {
+            shard: (shard.index(), shard.count()),
+            heads,
+            whole,
+            tokens: capture.tokens,
+            budgets,
+            metadata: common_metadata(capture, &request.options, split)?,
+            reports: Vec::new(),
+        },
+    })
+}
+
+/// Compresses a shard's heads, to the same bits as [`compress`](super::compress()) would all of them. A shard without heads is fine, and
+/// its part holds none.
+///
+/// # Errors
+/// As [`plan_part`] and [`compress`](super::compress()).
+pub fn compress_part<E: Engine>(
+    engine: &mut E,
+    capture: &Capture,
+    request: &Request,
+    shard: Shard,
+    observer: &mut dyn Observer,
+) -> Result<CompressedPart> {
+    let mut found = CompressedPart {
+        part: plan_part(capture, request, shard)?,
+        outcomes: Vec::new(),
+        source_bytes: 0,
+        timings: Timings::default(),
+    };
+    let split = check(capture, request)?;
+    let layers = chosen_layers(capture, request)?;
+    let supply = Supply::new(capture, request, &layers, split)?.of_shard(shard);
+    let heads = supply.places.len();
+    if heads == 0 {
+        return Ok(found);
+    }
+    let mut finished = Finished::default();
+    let mut work = work(engine, &supply, capture, request, &mut finished, observer);
+    let started = Instant::now();
+    let plan = plan(&mut work, request)?;
+    found.timings.budgets = started.elapsed().as_secs_f64();
+    let begin = if plan::measures(request, supply.chunks.len()) {
+        PLANNING
+    } else {
+        0.0
+    };
+    work.stage = (begin, 1.0 - begin);
+    work.planning = false;
+    let outcomes = fit(&mut work, request, &plan.free, &mut found.timings)?;
+    work.observer.progress(heads, heads, 1.0);
+    let mut layers = layers
+        .into_iter()
+        .map(|index| empty(capture, request, index))
+        .collect::<Result<Vec<CompressedLayer>>>()?;
+    finished.take(&supply, &plan.free, &mut layers)?;
+    let report = |outcome: &Outcome| serde_json::to_string(outcome).map_err(|error| Error::file(&capture.path, format!("report: {error}")));
+    found.part.about.reports = outcomes.iter().map(report).collect::<Result<_>>()?;
+    let some = |layer: &CompressedLayer| !layer.lengths.is_empty();
+    found.part.layers = layers.into_iter().filter(some).collect();
+    found.outcomes = outcomes;
+    found.source_bytes = supply.places.iter().map(|place| place.source_bytes(capture.tokens)).sum();
+    Ok(found)
+}
+
+fn work<'a, E: Engine>(
+    engine: &'a mut E,
+    supply: &'a Supply<'a>,
+    capture: &Capture,
+    request: &Request,
+    finished: &'a mut Finished,
+    observer: &'a mut dyn Observer,
+) -> Work<'a, E> {
+    #[allow(clippy::cast_possible_truncation, reason = "shaders compute in single precision")]
+    let scale = capture.scale as f32;
+    Work {
+        engine,
+        supply,
+        memory: request.memory,
+        at_once: request.at_once,
+        scale,
+        observer,
+        given: 0,
+        finished,
+        stage: (0.0, PLANNING),
+        planning: true,
+        slice: Slice { heads: 0..0, bytes: 0 },
+    }
+}
+
+/// What curves are of: the capture by its digest, and the queries put beside it, if they are not its own.
+fn source(capture: &Capture) -> Result<String> {
+    let mut source = format!("sha256:{}", capture.digest()?);
+    for name in ["queries", "query_statistics"] {
+        if let Some(found) = capture.metadata.get(name) {
+            source.push_str(&format!(", {name}: {found}"));
+        }
+    }
+    Ok(source)
+}
+
+/// KV heads of every layer of the request, and how it will be stored.
+fn whole(supply: &Supply<'_>) -> BTreeMap<usize, (usize, cache::Dtype)> {
+    let places = supply.places.iter();
+    places
+        .map(|place| (place.layer, (place.shape.kv_heads, supply.dtype(place))))
+        .collect()
+}
+
+/// A digest of the lengths of all heads, by which parts of one whole can be told from those of another.
+fn lengths_digest(supply: &Supply<'_>, request: &Request) -> String {
+    let mut text = String::new();
+    for &(layer, head) in &supply.all {
+        let budgets = request.budgets.as_ref();
+        let length = budgets.and_then(|budgets| budgets.length(layer, head));
+        let free = budgets.and_then(|budgets| budgets.free_pairs(layer, head));
+        text.push_str(&format!("{layer} {head} {length:?} {free:?}\n"));
+    }
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
