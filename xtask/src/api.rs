@@ -11,8 +11,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-/// The list, one item a line.
+/// The list: the compiler that told it, then one item a line.
 const LIST: &str = "docs/public-api.txt";
+/// What the line of the compiler begins with.
+const COMPILER: &str = "# ";
 /// Set where this program is started in rustdoc's stead.
 const STAND_IN: &str = "KVSCULPT_XTASK_RUSTDOC";
 
@@ -33,6 +35,17 @@ pub(crate) fn as_rustdoc() -> Option<ExitCode> {
 
 /// Compares the items with the list, or writes them there.
 pub(crate) fn run(workspace: &Workspace, write: bool) -> Result<()> {
+    let path = workspace.root.join(LIST);
+    let compiler = compiler()?;
+    if !write {
+        let text = read(&path)?;
+        let told_by = text.lines().next().and_then(|line| line.strip_prefix(COMPILER)).unwrap_or_default();
+        if told_by != compiler {
+            // Compilers word the same item differently.
+            eprintln!("xtask: {LIST} was made by {told_by}, and this is {compiler}: not compared");
+            return Ok(());
+        }
+    }
     let program = env::current_exe().context("where xtask is")?;
     let arguments = [
         "rustdoc",
@@ -47,15 +60,14 @@ pub(crate) fn run(workspace: &Workspace, write: bool) -> Result<()> {
     ];
     expect_success(workspace.cargo(&arguments).env("RUSTDOC", program).env(STAND_IN, "1"))?;
     let found = items(&workspace.target.join("doc/kvsculpt.json"))?;
-    let path = workspace.root.join(LIST);
     if write {
-        fs::write(&path, found.join("\n") + "\n").with_context(|| format!("{} cannot be written", path.display()))?;
+        fs::write(&path, format!("{COMPILER}{compiler}\n{}\n", found.join("\n")))
+            .with_context(|| format!("{} cannot be written", path.display()))?;
         eprintln!("xtask: {} public items are in {LIST}", found.len());
         return Ok(());
     }
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("{} cannot be read; `cargo xtask api --write` makes it", path.display()))?;
-    let written: Vec<String> = text.lines().map(str::to_owned).collect();
+    let text = read(&path)?;
+    let written: Vec<String> = text.lines().filter(|line| !line.starts_with(COMPILER)).map(str::to_owned).collect();
     let (gone, new) = difference(&written, &found);
     for (sign, lines) in [('-', &gone), ('+', &new)] {
         for line in lines {
@@ -76,6 +88,18 @@ pub(crate) fn run(workspace: &Workspace, write: bool) -> Result<()> {
         gone.len(),
         new.len()
     )
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("{} cannot be read; `cargo xtask api --write` makes it", path.display()))
+}
+
+/// `rustc 1.95`, without what changes nothing in the wording.
+fn compiler() -> Result<String> {
+    let output = Command::new("rustc").arg("--version").output().context("rustc cannot be run")?;
+    let version = String::from_utf8_lossy(&output.stdout).into_owned();
+    let number: Vec<&str> = version.split_whitespace().nth(1).unwrap_or_default().split('.').take(2).collect();
+    Ok(format!("rustc {}", number.join(".")))
 }
 
 /// A line for every public item; traits that every type has are left out.
