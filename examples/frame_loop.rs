@@ -176,7 +176,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     while let Some(argument) = arguments.next() {
         match (argument.as_str(), arguments.next().as_deref()) {
             ("--engine", Some("cpu")) => on_cpu = true,
-            ("--slice", Some(milliseconds)) => slice = Duration::from_secs_f64(milliseconds.parse::<f64>()?.clamp(0.0, 1e3) / 1e3),
+            ("--slice", Some(milliseconds)) => slice = Duration::try_from_secs_f64(milliseconds.parse::<f64>()?.clamp(0.0, 1e3) / 1e3)?,
             _ => return Err("usage: frame_loop [--engine cpu] [--slice MILLISECONDS]".into()),
         }
     }

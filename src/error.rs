@@ -49,7 +49,8 @@ pub enum Error {
         /// The tensor or offset, what is wrong with it and what to do.
         reason: String,
     },
-    /// A file could be begun and not brought to its end: the disk is full, or fails. Nothing of it was left behind.
+    /// A file could be begun and not brought to its end: the disk is full, or fails. Nothing of it was left behind, but of a journal what
+    /// it held before.
     #[error("{}: {reason}", path.display())]
     Write {
         /// The file.

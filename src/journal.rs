@@ -186,6 +186,16 @@ impl Journal {
                 "is in use by another kvsculpt that writes the same output; wait for it, or choose another path for --output",
             ));
         }
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            let place = |about: std::fs::Metadata| (about.dev(), about.ino());
+            let opened = file.metadata().map_err(|error| unreadable(path, &error))?;
+            if std::fs::metadata(path).ok().map(place) != Some(place(opened)) {
+                // Its owner took it away just now, between our opening and our locking.
+                return Self::open(path, origin, existing);
+            }
+        }
         let all = file.metadata().map_err(|error| unreadable(path, &error))?.len();
         let mut contents = if existing == Existing::Restart {
             check_magic(path, &file, all)?;

@@ -186,7 +186,8 @@ pub struct Compressor<M> {
 }
 
 impl<M: Driven> Compressor<M> {
-    /// Prepares the compression of a capture; nothing is done before the first [`step`](Self::step).
+    /// Prepares the compression of a capture; no portion begins before the first [`step`](Self::step); reading the
+    /// first heads may.
     ///
     /// # Errors
     /// As [`check`]; [`Error::Unsupported`] where the system gives no thread.
@@ -268,7 +269,7 @@ impl<M: Driven> Compressor<M> {
     }
 
     /// Lets the work go on for at most so long, and returns when that is used up or nothing more fits into it. At least one portion is
-    /// begun, unless one of an earlier step is still under way.
+    /// begun, unless one of an earlier step, or work of the host's alone, is still under way.
     pub fn step(&mut self, at_most: Duration) -> Step {
         if self.gate.give(at_most) {
             Step::Ended
@@ -277,7 +278,7 @@ impl<M: Driven> Compressor<M> {
         }
     }
 
-    /// Waits until nothing is under way, here or on the device, but what the last step began.
+    /// Waits until what was begun is done, here and on the device, and nothing is under way.
     pub fn settle(&mut self) {
         self.gate.settle();
     }

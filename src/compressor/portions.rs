@@ -151,7 +151,8 @@ impl<E: Engine> Engine for Portions<'_, E> {
     }
 
     fn reopen(&mut self) -> Result<()> {
-        self.pending = Pending::default();
+        // Its kernels are compiled anew, in portions whose length is not known.
+        (self.pace, self.pending) = (Pace::default(), Pending::default());
         self.engine.reopen()
     }
 

@@ -36,6 +36,7 @@ impl Rhs {
     /// `arrays` are weights, error, rhs.
     pub(super) fn record(&self, gpu: &mut Gpu, table: &Table, arrays: [&Array; 3], rows: Range<u32>) -> Result<()> {
         let [weights, error, rhs] = arrays;
+        gpu.announce(table.products(table.dims.value_dim))?;
         let params = Params {
             start: rows.start,
             end: rows.end,

@@ -25,6 +25,7 @@ impl Solve {
     /// `arrays` are factor, rhs, anchor, values.
     pub(super) fn record(&self, gpu: &mut Gpu, table: &Table, arrays: [&Array; 4]) -> Result<()> {
         let [factor, rhs, anchor, values] = arrays;
+        gpu.announce(table.work(|head| f64::from(head.pairs).powi(2) * f64::from(self.spec.dims.value_dim)))?;
         let grid = [self.spec.dims.value_dim.div_ceil(self.spec.solve_lanes), 1, table.len()];
         self.kernel.record(gpu, &[&table.rows, factor, rhs, anchor, values], &(), grid)
     }

@@ -62,6 +62,12 @@ impl<E: Engine> Work<'_, E> {
                 if done.get(head) == Some(&true) {
                     continue;
                 }
+                // Reading may take long, and has no share of its own in what is done.
+                let (heads, before) = (self.supply.places.len(), self.slice.heads.start);
+                let fraction = self.stage.0 + self.stage.1 * before as f64 / heads as f64;
+                if !self.observer.progress(if self.planning { 0 } else { before }, heads, fraction) {
+                    return Err(Error::Cancelled);
+                }
                 let started = Instant::now();
                 let mut chunks = self.supply.read(head, stage)?;
                 timings.read += started.elapsed().as_secs_f64();

@@ -23,6 +23,9 @@ use crate::options::{Options, Split, Target};
 /// Options without meaning for this cache, layers that are not there.
 pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
     request.options.validate()?;
+    if request.memory == Some(0) {
+        return Err(Error::option("--memory", "leaves no room for any work; give more, or leave it out"));
+    }
     let layers = chosen_layers(capture, request)?;
     let split = size::split(capture, &layers, request)?;
     let mut heads = Vec::new();
@@ -123,8 +126,9 @@ pub fn compress_from<E: Engine>(
         .into_iter()
         .map(|index| empty(capture, request, index))
         .collect::<Result<Vec<CompressedLayer>>>()?;
-    work.finished.take(&supply, &plan.free, &mut layers)?;
     let metadata = metadata(capture, options, split, &outcomes)?;
+    // Nothing may fail from here on: what is finished would be lost.
+    work.finished.take(&supply, &plan.free, &mut layers)?;
     let lengths = layers.iter().map(|layer| (layer.index, layer.lengths.clone())).collect();
     Ok(Compression {
         budgets: Budgets::new(split.tokens, lengths)?.with_fixed(split.sinks, split.tail)?,

@@ -20,11 +20,24 @@ pub fn compress_recovering<E: Engine>(
     finished: &mut Finished,
     observer: &mut dyn Observer,
 ) -> Result<Compression> {
+    recovering(engine, capture, request, observer, |engine, request, observer| {
+        compress_from(engine, capture, request, finished, observer)
+    })
+}
+
+/// Attempts some work of a request, again where the machine fails; only the request's memory changes.
+pub(super) fn recovering<E: Engine, T>(
+    engine: &mut E,
+    capture: &Capture,
+    request: &Request,
+    observer: &mut dyn Observer,
+    mut attempt: impl FnMut(&mut E, &Request, &mut dyn Observer) -> Result<T>,
+) -> Result<T> {
     let mut request = request.clone();
     let (mut lost, mut refused) = (false, None);
     loop {
-        let error = match compress_from(engine, capture, &request, finished, observer) {
-            Ok(compression) => return Ok(compression),
+        let error = match attempt(engine, &request, observer) {
+            Ok(done) => return Ok(done),
             Err(error) => error,
         };
         match error {
@@ -35,17 +48,16 @@ pub fn compress_recovering<E: Engine>(
             }
             Error::DeviceLost(reason) => {
                 lost = true;
-                let error = Error::DeviceLost(reason.clone());
-                observer.retried(&error);
                 // Why no fresh one could be had says less than the loss itself.
                 engine
                     .reopen()
                     .map_err(|fresh| Error::DeviceLost(format!("{reason}; and no fresh one could be opened: {fresh}")))?;
+                observer.retried(&Error::DeviceLost(reason));
             }
-            Error::OutOfMemory { available: 0, .. } => {
+            Error::OutOfMemory { available: 0, .. } if request.memory.is_none_or(|memory| memory > 1) => {
                 let memory = request.memory.unwrap_or_else(|| thought(engine, capture, &request));
                 observer.retried(&error);
-                request.memory = Some(memory / 2);
+                request.memory = Some((memory / 2).max(1));
                 refused = Some((memory, error));
             }
             // So little that one head alone needs more: the least that will do, unless that was refused.

@@ -12,6 +12,7 @@ use super::batches::Work;
 use super::compress::{check, chosen_layers, common_metadata, empty, fit};
 use super::curve_set::{About, CurveSet};
 use super::plan::{self, plan};
+use super::recover::recovering;
 use super::size::largest_header;
 use super::supply::{Slice, Supply};
 use super::{Decided, Finished, Observer, Outcome, PLANNING, Request, Timings};
@@ -123,15 +124,18 @@ pub fn measure_curves<E: Engine>(
     observer: &mut dyn Observer,
 ) -> Result<CurveSet> {
     let mut set = plan_curves(capture, request, shard)?;
-    let layers = chosen_layers(capture, request)?;
-    let supply = Supply::new(capture, request, &layers, set.about.split)?.of_shard(shard);
-    if supply.places.is_empty() {
+    if set.heads.is_empty() {
         return Ok(set);
     }
-    let mut finished = Finished::default();
-    let mut work = work(engine, &supply, capture, request, &mut finished, observer);
-    work.stage = (0.0, 1.0);
-    set.parts = plan::measured(&mut work, &request.options)?;
+    let layers = chosen_layers(capture, request)?;
+    let split = set.about.split;
+    set.parts = recovering(engine, capture, request, observer, |engine, request, observer| {
+        let supply = Supply::new(capture, request, &layers, split)?.of_shard(shard);
+        let mut finished = Finished::default();
+        let mut work = work(engine, &supply, capture, request, &mut finished, observer);
+        work.stage = (0.0, 1.0);
+        plan::measured(&mut work, &request.options)
+    })?;
     Ok(set)
 }
 
@@ -173,7 +177,7 @@ pub fn plan_part(capture: &Capture, request: &Request, shard: Shard) -> Result<P
 /// its part holds none.
 ///
 /// # Errors
-/// As [`plan_part`] and [`compress`](super::compress()).
+/// As [`plan_part`] and [`compress_recovering`](super::compress_recovering), which tries again where the machine fails, as this does.
 pub fn compress_part<E: Engine>(
     engine: &mut E,
     capture: &Capture,
@@ -195,19 +199,24 @@ pub fn compress_part<E: Engine>(
         return Ok(found);
     }
     let mut finished = Finished::default();
-    let mut work = work(engine, &supply, capture, request, &mut finished, observer);
-    let started = Instant::now();
-    let plan = plan(&mut work, request)?;
-    found.timings.budgets = started.elapsed().as_secs_f64();
-    let begin = if plan::measures(request, supply.chunks.len()) {
-        PLANNING
-    } else {
-        0.0
-    };
-    work.stage = (begin, 1.0 - begin);
-    work.planning = false;
-    let outcomes = fit(&mut work, request, &plan.free, &mut found.timings)?;
-    work.observer.progress(heads, heads, 1.0);
+    let (plan, outcomes) = recovering(engine, capture, request, observer, |engine, request, observer| {
+        let supply = Supply::new(capture, request, &layers, split)?.of_shard(shard);
+        let mut work = work(engine, &supply, capture, request, &mut finished, observer);
+        work.given = work.finished.heads.len();
+        let started = Instant::now();
+        let plan = plan(&mut work, request)?;
+        found.timings.budgets += started.elapsed().as_secs_f64();
+        let begin = if plan::measures(request, supply.chunks.len()) {
+            PLANNING
+        } else {
+            0.0
+        };
+        work.stage = (begin, 1.0 - begin);
+        work.planning = false;
+        let outcomes = fit(&mut work, request, &plan.free, &mut found.timings)?;
+        work.observer.progress(heads, heads, 1.0);
+        Ok((plan, outcomes))
+    })?;
     let mut layers = layers
         .into_iter()
         .map(|index| empty(capture, request, index))

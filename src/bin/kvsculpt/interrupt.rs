@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use kvsculpt::{Error, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -21,7 +20,8 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    pub(crate) fn listen() -> Result<Self> {
+    /// What hears signals, or where the system lets none be heard, what never hears one: then one ends the program as ever.
+    pub(crate) fn listen() -> Self {
         let interrupt = Self { signal: Arc::default() };
         let once = Arc::new(AtomicBool::new(false));
         for (signal, number) in [(SIGINT, 2), (SIGTERM, 15)] {
@@ -29,12 +29,11 @@ impl Interrupt {
             let registered = flag::register_conditional_shutdown(signal, BEYOND + signal, Arc::clone(&once))
                 .and_then(|_| flag::register(signal, Arc::clone(&once)))
                 .and_then(|_| flag::register_usize(signal, Arc::clone(&interrupt.signal), number));
-            registered.map_err(|error| Error::Options {
-                option: "--resume",
-                reason: format!("the system lets no signal be heard ({error})"),
-            })?;
+            if let Err(error) = registered {
+                tracing::warn!(%error, signal, "the system lets this signal not be heard");
+            }
         }
-        Ok(interrupt)
+        interrupt
     }
 
     /// Whether a signal has come.

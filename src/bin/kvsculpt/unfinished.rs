@@ -45,6 +45,8 @@ pub(crate) struct Unfinished {
     /// Heads that are kept, and whether anything is.
     heads: usize,
     has_any: bool,
+    /// Whether the journal takes nothing more. It is held on to: its lock keeps others from this output.
+    gave_up: bool,
 }
 
 /// What an interrupted run left, and where the next is kept.
@@ -57,7 +59,7 @@ pub(crate) fn open(
 ) -> Result<(Finished, Unfinished)> {
     let path = Journal::path_of(output);
     let origin = Origin::new(capture, request, &machine.name())?;
-    let interrupt = Interrupt::listen()?;
+    let interrupt = Interrupt::listen();
     let mut unfinished = Unfinished {
         journal: None,
         path,
@@ -66,6 +68,7 @@ pub(crate) fn open(
         talk,
         heads: 0,
         has_any: false,
+        gave_up: false,
     };
     let opened = match Journal::open(&unfinished.path, &origin, arguments.existing()) {
         Ok(opened) => opened,
@@ -108,22 +111,22 @@ impl Unfinished {
 
     /// Goes on without a journal: keeping the work safe must not be what ends it.
     fn give_up(&mut self, error: &Error) {
+        self.gave_up = true;
         self.note(&format!(
             "{error}; the work goes on, and what is finished from here on would be lost if it were interrupted"
         ));
     }
 
     fn keep(&mut self, add: impl FnOnce(&mut Journal) -> Result<()>) -> bool {
-        let Some(mut journal) = self.journal.take() else { return false };
-        match add(&mut journal) {
+        let Some(journal) = self.journal.as_mut().filter(|_| !self.gave_up) else {
+            return false;
+        };
+        match add(journal) {
             Ok(()) => {
                 self.has_any = true;
-                self.journal = Some(journal);
                 true
             }
             Err(error) => {
-                // Closed, and whole as far as it goes.
-                drop(journal);
                 self.give_up(&error);
                 false
             }
@@ -137,16 +140,8 @@ impl Unfinished {
 
     /// Takes what was kept away, once everything is written.
     pub(crate) fn remove(self) -> Result<()> {
-        if let Some(journal) = self.journal {
-            return journal.remove();
-        }
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::File {
-                path: self.path,
-                reason: format!("is not needed any more and cannot be removed: {error}"),
-            }),
-            _ => Ok(()),
-        }
+        // One that could not be begun is not ours.
+        self.journal.map_or(Ok(()), Journal::remove)
     }
 
     /// Says what became of the work where it ends before its end, and leaves nothing behind that is of no use.
@@ -162,6 +157,8 @@ impl Unfinished {
         if matches!(error, Error::Cancelled) {
             self.interrupt.tell(if self.has_any {
                 format!("interrupted; {kept}")
+            } else if self.gave_up {
+                "interrupted; nothing that was finished could be kept".to_owned()
             } else {
                 "interrupted before anything was finished".to_owned()
             });
