@@ -89,7 +89,7 @@ impl Origin {
         } else if self.options != wanted.options {
             Some(format!("other options ({})", differing(&self.options, &wanted.options)))
         } else if self.rest != wanted.rest {
-            Some("other layers, another dtype, or other files of budgets or sensitivities".into())
+            Some("other layers, another dtype, other queries or facts about the capture, or other files of budgets or sensitivities".into())
         } else {
             None
         }

@@ -130,7 +130,7 @@ pub struct Options {
     pub bias: bool,
     /// The ridge of the mass fit that biases start from: times the mean diagonal of its Gram, toward no bias.
     pub bias_ridge: f64,
-    /// Seeds the method `random`.
+    /// Seeds the method `random`; the program, also queries that are drawn or guessed.
     pub seed: u64,
 }
 

@@ -416,7 +416,8 @@ fn softmax_scale(container: &Container) -> Result<f64> {
     )))
 }
 
-fn rope(container: &Container) -> Result<Rope> {
+/// A model's rotary embedding, by a file's metadata.
+pub(super) fn rope(container: &Container) -> Result<Rope> {
     let theta = number(container, "rope_theta")?;
     let dim = whole(container, "rope_dim")?;
     // Before the frequencies are allocated: no head has more channels than this.

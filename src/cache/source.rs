@@ -58,9 +58,11 @@ impl Source {
             ));
         }
         let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+        // Of the file that was opened: another may have taken its name since.
+        let length = file.metadata().map_err(|error| unreadable(path, &error))?.len();
         Ok(Self {
             path: path.to_owned(),
-            length: about.len(),
+            length,
             place: Place::File(Mutex::new(file)),
         })
     }

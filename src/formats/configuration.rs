@@ -1,5 +1,7 @@
 //! What a Hugging Face `config.json` says of a model's cache.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -22,14 +24,17 @@ impl Known {
     /// # Errors
     /// [`Error::File`]: not readable, or no such configuration.
     pub fn add_configuration(&mut self, path: &Path) -> Result<()> {
-        let length = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?.len();
-        if length > LARGEST {
+        let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+        let mut text = String::new();
+        // What is no regular file tells no length beforehand.
+        let read = file.take(LARGEST + 1).read_to_string(&mut text);
+        read.map_err(|error| unreadable(path, &error))?;
+        if text.len() as u64 > LARGEST {
             return Err(Error::file(
                 path,
-                format!("has {length} bytes, too many for a model's config.json; check that it is the right file"),
+                format!("has more than {LARGEST} bytes, too many for a model's config.json; check that it is the right file"),
             ));
         }
-        let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
         let value: Value =
             serde_json::from_str(&text).map_err(|error| Error::file(path, format!("is no JSON ({error}); give a model's config.json")))?;
         let object = value

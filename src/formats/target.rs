@@ -162,7 +162,7 @@ pub(super) struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(cache: &'a Cache, target: &Target) -> Result<Self> {
-        check_holds(cache, target.format)?;
+        check_holds(cache, target)?;
         let pairing = pairing(cache, target)?;
         let mut plan = Self {
             cache,
@@ -234,7 +234,8 @@ impl<'a> Plan<'a> {
 }
 
 /// Refuses what the format has no place for.
-fn check_holds(cache: &Cache, format: Format) -> Result<()> {
+fn check_holds(cache: &Cache, target: &Target) -> Result<()> {
+    let format = target.format;
     if matches!(format, Format::Compressed) {
         return Ok(());
     }
@@ -246,9 +247,12 @@ fn check_holds(cache: &Cache, format: Format) -> Result<()> {
     }
     if let Some(layer) = cache.layers.iter().find(|layer| layer.length().is_none()) {
         let shortest = layer.lengths.iter().min().copied().unwrap_or(0);
-        let scope = if matches!(format, Format::Llama(_)) { "uniform" } else { "layer" };
+        let (lengths, scope) = match target.scope() {
+            Scope::Uniform => ("one length for all heads and layers", "uniform"),
+            _ => ("one length for all heads of a layer", "layer"),
+        };
         return Err(cache.error(format!(
-            "stores {shortest} to {} pairs a head in layer {}, and a {format} has one length for all heads of a layer; compress again with --budget {scope}",
+            "stores {shortest} to {} pairs a head in layer {}, and a {format} has {lengths}; compress again with --budget {scope}",
             layer.longest(),
             layer.index
         )));

@@ -235,11 +235,14 @@ impl<'a> Supply<'a> {
         let queries = 4 * rows * width;
         let pair = width + layer.value_dim as u64;
         let pairs = floats(self.split.tokens * (layer.dim + layer.value_dim));
-        let read_rows = layer.reference_rows.unwrap_or(0) + layer.probe_rows.unwrap_or(0) + if layer.query { self.split.tokens } else { 0 };
         // All rows are drawn, and may be widened, before an error curve takes its sample of them.
         let drawn = rows::counts(layer, self.capture.next_position, self.split, &self.request.options, None);
+        let made = self.capture.made_up_bytes(layer, (drawn[0] + drawn[1]) / group);
+        let read_rows = layer.reference_rows.unwrap_or(0)
+            + layer.probe_rows.unwrap_or(0)
+            + if layer.query && made.is_none() { self.split.tokens } else { 0 };
         let drawn = 4 * width * drawn.iter().sum::<usize>() as u64;
-        let mut beside = pairs + floats(group * read_rows * layer.dim) + 2 * drawn;
+        let mut beside = pairs + floats(group * read_rows * layer.dim) + 2 * drawn + made.unwrap_or(0);
         let is_cut = shapes.len() > 1;
         // A state of the others for each chunk, and the teacher's.
         let mut host = pairs + queries + if is_cut { state * (shapes.len() as u64 + 1) } else { 0 };

@@ -106,6 +106,11 @@ fn what_a_target_cannot_hold_is_refused_before_the_work() {
         let output = go(&workplace, &[&["compress"], &given[..]].concat());
         refused(&output, if more.contains(&"--layers") { 3 } else { 2 }, words);
     }
+    // Nothing but another engine's file is laid out by these.
+    for layout in [["--frame", "rebased"], ["--pairing", "interleaved"]] {
+        let given = [&["@capture.safetensors", "-o", "@out"][..], &layout, &QUICK].concat();
+        refused(&go(&workplace, &[&["compress"], &given[..]].concat()), 2, &[layout[0], "--to"]);
+    }
     assert_eq!(workplace.files(), ["capture.safetensors"]);
 }
 
@@ -171,6 +176,18 @@ fn statistics_of_another_model_are_refused() {
         &compress(&workplace, &["@other", "-o", "@out", "--queries", &source]),
         2,
         &["--queries", "layer 7"],
+    );
+    let mut turned = numbered();
+    for (key, value) in &mut turned.metadata {
+        if key == "rope_theta" {
+            *value = "123456".into();
+        }
+    }
+    fs::write(workplace.path("turned"), turned.bytes()).expect("written");
+    refused(
+        &compress(&workplace, &["@turned", "-o", "@out", "--queries", &source]),
+        2,
+        &["--queries", "rotate otherwise"],
     );
     refused(
         &go(&workplace, &["statistics", "@capture.safetensors", "@other", "-o", "@both"]),

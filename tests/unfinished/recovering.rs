@@ -70,6 +70,15 @@ fn a_device_lost_twice_is_an_error_that_leaves_what_is_finished() {
 }
 
 #[test]
+fn without_any_memory_there_is_nothing_to_try() {
+    let (_, mut request) = requests().remove(0);
+    request.memory = Some(0);
+    let mut engine = Faulty::new(CpuEngine::new());
+    let refused = compress_recovering(&mut engine, &capture(), &request, &mut Finished::default(), &mut ());
+    assert!(matches!(refused, Err(Error::Options { option: "--memory", .. })), "{refused:?}");
+}
+
+#[test]
 fn an_engine_that_cannot_be_opened_again_says_what_was_lost() {
     let capture = capture();
     let (_, request) = requests().remove(0);

@@ -153,7 +153,7 @@ pub(crate) struct OptionArguments {
         |options| if options.bias { "on".into() } else { "off".into() },
     ))]
     bias: Option<Switch>,
-    /// Seeds the method `random` [default: 0]
+    /// Seeds the method `random`, and queries that are drawn or guessed [default: 0]
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]

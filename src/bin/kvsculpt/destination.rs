@@ -34,7 +34,17 @@ impl DestinationArguments {
         if matches!((from, format), (Format::Llama(_), Format::Llama(_))) {
             dtype = dtype.or(one_dtype(capture)?);
         }
-        self.layout.target(format, dtype)
+        let target = self.layout.target(format, dtype)?;
+        if format == Format::Compressed {
+            let given = [("--frame", target.frame.is_some()), ("--pairing", target.pairing.is_some())];
+            if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
+                return Err(Error::Options {
+                    option,
+                    reason: "says how another engine's file is laid out, and a compressed cache keeps the frame and order of what it is made of; give --to, or turn the result with `kvsculpt convert`".into(),
+                });
+            }
+        }
+        Ok(target)
     }
 }
 

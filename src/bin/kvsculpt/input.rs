@@ -80,10 +80,11 @@ impl InputArguments {
         };
         let cache = Cache::open(path, &known)?;
         let format = cache.format;
-        let source = source.unwrap_or_else(|| {
-            if format == Format::Capture {
-                return QuerySource::Own;
-            }
+        let by_default = source.is_none() && format != Format::Capture;
+        let source = source.unwrap_or(if by_default { QuerySource::Keys } else { QuerySource::Own });
+        let guessed = matches!(source, QuerySource::Keys);
+        let capture = cache.into_capture(source, seed)?;
+        if by_default {
             note(
                 talk,
                 &format!(
@@ -91,14 +92,8 @@ impl InputArguments {
                     path.display()
                 ),
             );
-            QuerySource::Keys
-        });
-        let guessed = matches!(source, QuerySource::Keys);
-        Ok(Input {
-            capture: cache.into_capture(source, seed)?,
-            format,
-            guessed,
-        })
+        }
+        Ok(Input { capture, format, guessed })
     }
 }
 

@@ -97,6 +97,18 @@ impl Sizes {
                     ),
                 ));
             }
+            if let Some(what) = &capture.rope.unsupported {
+                return Err(Error::file(
+                    &capture.path,
+                    format!("has {what}, so its keys cannot be turned back, and no statistics can be gathered"),
+                ));
+            }
+            if capture.metadata.contains_key("queries") {
+                return Err(Error::file(
+                    &capture.path,
+                    "has queries that are made up, and statistics are gathered from real ones; give captures with their own",
+                ));
+            }
             let sizes = Self {
                 kv_heads: shape.kv_heads,
                 query_heads: shape.query_heads,

@@ -5,7 +5,7 @@
 //! as much noise again, so large that attention falls on about as many pairs as real queries' does.
 
 use super::super::generate::Stream;
-use super::super::{Capture, Layer};
+use super::super::{Capture, Layer, LayerShape};
 use super::FIRST;
 
 /// Pairs that share the attention of the median guessed query: e to the entropy.
@@ -14,6 +14,11 @@ const SHARED_BY: f64 = 64.0;
 const SAMPLE: usize = 64;
 /// Halvings of the interval in which the size is looked for.
 const HALVINGS: usize = 24;
+
+/// Floats that making up a head's queries takes: its keys once more, and the sample's logits in double precision.
+pub(super) fn floats(shape: &LayerShape, tokens: usize) -> usize {
+    tokens * (shape.dim + 2 * SAMPLE)
+}
 
 /// `c (k − k̄ + σ z)` at each token, `[query_heads, tokens, dim]`, z of its own for every query head.
 pub(super) fn queries(capture: &Capture, layer: &Layer, head: usize, tokens: &[usize], seed: u64) -> Vec<f32> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub use gather::gather;
 pub use statistics::QueryStatistics;
 
-use super::{Capture, Layer};
+use super::{Capture, Layer, LayerShape};
 use crate::error::{Error, Result};
 
 /// First tokens of a text, which attract attention whatever they are and are like no others: nothing is learnt from them.
@@ -64,6 +64,18 @@ impl Capture {
         if matches!(source, QuerySource::Own) {
             return Ok(self);
         }
+        if let QuerySource::Statistics(statistics) = &source
+            && !statistics.rotates_like(&self.rope)
+        {
+            return Err(Error::option(
+                "--queries",
+                format!(
+                    "{} is of a model whose positions rotate otherwise than those of {}; give the statistics of its model",
+                    statistics.path.display(),
+                    self.path.display()
+                ),
+            ));
+        }
         for (&index, shape) in &mut self.shapes {
             match &source {
                 QuerySource::Statistics(statistics) => {
@@ -104,8 +116,19 @@ impl Capture {
 
     /// Whether the queries are made up, and by what, in words.
     #[must_use]
-    pub fn queries(&self) -> &'static str {
-        self.proxy.as_ref().map_or(QuerySource::Own, |proxy| proxy.source.clone()).words()
+    pub fn queries(&self) -> &str {
+        // A capture that was written with made-up queries says so when it is read again.
+        self.metadata.get("queries").map_or(QuerySource::Own.words(), String::as_str)
+    }
+
+    /// Bytes that queries of a head are made up from, at so many tokens, beside what is read of the head and the rows themselves; none
+    /// where they are the capture's own.
+    pub(crate) fn made_up_bytes(&self, shape: &LayerShape, drawn: usize) -> Option<u64> {
+        let floats = match self.proxy.as_ref()?.source {
+            QuerySource::Statistics(_) => statistics::floats(shape, drawn),
+            _ => keys::floats(shape, self.tokens),
+        };
+        Some(4 * floats as u64)
     }
 
     /// Queries before RoPE of the query heads that read a KV head, at these tokens: `[group, tokens, dim]`. `layer` is that head, read.

@@ -22,11 +22,12 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::super::capture::rope;
 use super::super::container::{Container, shown};
 use super::super::generate::Stream;
 use super::super::layout::{LayerShape, layer_numbers, name};
 use super::super::rope::reorder;
-use super::super::{Capture, Pairing};
+use super::super::{Capture, Pairing, Rope};
 use crate::error::{Error, Result};
 
 pub(super) const FORMAT: &str = "kv-query-statistics";
@@ -54,10 +55,18 @@ pub struct QueryStatistics {
     pub kv_heads: usize,
     /// Which channels of a query rotate together.
     pub pairing: Pairing,
+    rope: Rope,
     value_dim: usize,
     rope_dim: usize,
     sizes: BTreeMap<usize, Sizes>,
     container: Container,
+}
+
+/// Floats that drawing a head's queries at so many tokens takes: what is known of the tokens, and the head's part of the file.
+pub(super) fn floats(shape: &LayerShape, drawn: usize) -> usize {
+    let inputs = shape.kv_heads * (shape.dim + shape.value_dim);
+    let group = shape.query_heads / shape.kv_heads;
+    inputs * (drawn + 1) + group * shape.dim * (inputs + shape.dim + 1)
 }
 
 impl QueryStatistics {
@@ -95,14 +104,9 @@ impl QueryStatistics {
                 ))
             })
         };
-        let (kv_heads, value_dim, rope_dim) = (whole("kv_heads")?, whole("value_dim")?, whole("rope_dim")?);
-        let pairing = match container.text("rope_pairing")? {
-            "half" => Pairing::Half,
-            "interleaved" => Pairing::Interleaved,
-            other => {
-                return Err(container.error(format!("has rope_pairing `{}`; write `half` or `interleaved`", shown(other))));
-            }
-        };
+        let (kv_heads, value_dim) = (whole("kv_heads")?, whole("value_dim")?);
+        let rope = rope(&container)?;
+        let rope_dim = rope.dim();
         let mut sizes = BTreeMap::new();
         for index in layer_numbers(&container, &TENSORS)? {
             let [query_heads, dim, inputs] = container.shape(&name(index, "weights"), ["query_heads", "dim", "inputs"])?;
@@ -134,7 +138,8 @@ impl QueryStatistics {
             layers: sizes.keys().copied().collect(),
             metadata: container.metadata.clone(),
             kv_heads,
-            pairing,
+            pairing: rope.pairing,
+            rope,
             value_dim,
             rope_dim,
             sizes,
@@ -148,6 +153,13 @@ impl QueryStatistics {
     /// [`Error::File`].
     pub fn digest(&self) -> Result<String> {
         self.container.digest()
+    }
+
+    /// Whether positions rotate as in these statistics' model, as far as two files' numbers agree.
+    pub(super) fn rotates_like(&self, rope: &Rope) -> bool {
+        let close = |(one, other): (&f64, &f64)| (one - other).abs() <= 1e-4 * other.abs();
+        let (own, other) = (&self.rope.frequencies, &rope.frequencies);
+        own.len() == other.len() && own.iter().zip(other).all(close)
     }
 
     /// Query heads of a layer, where the statistics are those of a model with such a layer.

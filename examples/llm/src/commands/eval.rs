@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use kvsculpt::machine::Machine;
 use serde::{Deserialize, Serialize};
@@ -153,6 +153,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let variants = arguments.variants.variants()?;
     for variant in &variants {
         variant.check(arguments.tokens)?;
+        ensure!(
+            variant.method != MethodKind::Full || arguments.queries.iter().all(QueriesKind::is_usual),
+            "nothing is fitted where nothing is dropped; leave --queries out for --method full"
+        );
     }
     let mut results = Results::<Row>::open(arguments.output.as_deref())?;
     let mut machine = arguments.engine.open()?;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::Tensor;
 use clap::ValueEnum;
 use kvsculpt::cache::{Capture, Compressed};
@@ -13,7 +13,7 @@ use super::choice::Choice;
 use super::passage::Passage;
 use super::progress::Progress;
 use super::session::Session;
-use super::variant::{MethodKind, Short, Variant, probe_error};
+use super::variant::{Short, Variant, probe_error};
 use crate::model::{Cache, Watch};
 use crate::reading::go_on;
 use crate::record::Recorder;
@@ -165,9 +165,6 @@ impl<'a> Asking<'a> {
 
     /// Shortens layer after layer; `whole` holds what is asked behind the full layers, by which lengths are decided.
     fn cascade(&self, machine: &mut Machine, variant: &Variant, whole: &Capture, progress: &mut Progress) -> Result<Short> {
-        if variant.method == MethodKind::Full {
-            bail!("nothing is fitted where nothing is dropped; leave --queries out");
-        }
         let (passage, model) = (self.passage, &self.session.model);
         let mut request = variant.request();
         let first = machine.compress(whole, &request, progress)?;
