@@ -3,7 +3,8 @@
     pip install ray
     python ray_tasks.py capture.safetensors short.safetensors --shards 4 -- --keep 0.3
 
-What follows `--` are options of `kvsculpt curves`; later steps take them from the files. All workers must see the folder of the output.
+What follows `--` are options of `kvsculpt curves`; later steps take them from the files. --both="..." are words that `curves` and `compress`
+need alike: --layers, --dtype, --queries and facts that the file does not hold. All workers must see the folder of the output.
 Pieces that are there already are left alone, so the same command goes on after an interruption. Prints the SHA-256 of the output; with
 --check also that of one `kvsculpt compress` with the same options, and fails unless they are the same.
 """
@@ -11,25 +12,28 @@ Pieces that are there already are left alone, so the same command goes on after 
 import argparse
 import hashlib
 import pathlib
+import shlex
 import subprocess
 import sys
 
 import ray
 
-parser = argparse.ArgumentParser(usage="%(prog)s CAPTURE OUTPUT [--shards N] [--check] [-- OPTIONS]")
+parser = argparse.ArgumentParser(usage="%(prog)s CAPTURE OUTPUT [--shards N] [--both WORDS] [--check] [-- OPTIONS]")
 parser.add_argument("capture", type=pathlib.Path)
 parser.add_argument("output", type=pathlib.Path)
 parser.add_argument("--shards", type=int, default=4)
 parser.add_argument("--program", default="kvsculpt")
 parser.add_argument("--cpus", type=int, help="of this machine, where no cluster is running")
 parser.add_argument("--engine", default="auto", help="the same on every machine: the engines round differently")
+parser.add_argument("--both", type=shlex.split, default=[], help="words for curves and compress alike, as --both='--dtype f16'")
 parser.add_argument("--check", action="store_true")
 at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
 arguments = parser.parse_args(sys.argv[1:at])
 options = sys.argv[at + 1 :]
 
-pieces = arguments.output.resolve().with_suffix(".pieces")
-pieces.mkdir(exist_ok=True)
+pieces = arguments.output.resolve()
+pieces = pieces.with_name(pieces.name + ".pieces")
+pieces.mkdir(parents=True, exist_ok=True)
 capture = str(arguments.capture.resolve())
 engine = ["--engine", arguments.engine]
 
@@ -57,14 +61,14 @@ def on_shards(name, *words):
 
 ray.init(num_cpus=arguments.cpus, include_dashboard=False, log_to_driver=False)
 budgets = pieces / "budgets.json"
-curves = on_shards("curves", "curves", capture, *engine, *options)
+curves = on_shards("curves", "curves", capture, *engine, *arguments.both, *options)
 kvsculpt("allocate", *curves, "-o", budgets)
-parts = on_shards("part", "compress", capture, *engine, "--budgets", budgets)
+parts = on_shards("part", "compress", capture, *engine, *arguments.both, "--budgets", budgets)
 kvsculpt("merge", *parts, "-o", arguments.output)
 print("sharded", hashlib.sha256(arguments.output.read_bytes()).hexdigest())
 if arguments.check:
     whole = pieces / "whole"
-    kvsculpt("compress", capture, *engine, *options, "-o", whole)
+    kvsculpt("compress", capture, *engine, *arguments.both, *options, "-o", whole)
     print("one run", hashlib.sha256(whole.read_bytes()).hexdigest())
     if whole.read_bytes() != arguments.output.read_bytes():
         sys.exit("the bytes differ")

@@ -27,7 +27,7 @@ const SOURCE: &str = "a file of budgets as kvsculpt writes it";
 /// As a file: `{"format": "kv-budgets", "version": 1, "tokens": 2048, "sinks": 4, "tail": 64, "layers": {"0": [120, 2048], "1": [96, 310]}}`,
 /// one layer a line, for each of its KV heads the pairs stored: sinks, free pairs and tail. `sinks` and `tail` may both be left
 /// out: the options say then how many there are. A file that [`allocate`](crate::solver::allocate) made has `options` too, by which
-/// the lengths were decided, and where heads are cut into chunks `chunks`: for each head of each layer the free pairs of its chunks.
+/// the lengths were decided, the `source` they were decided for, and where heads are cut into chunks `chunks`: for each head of each layer the free pairs of its chunks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Budgets {
     tokens: usize,
@@ -35,6 +35,7 @@ pub struct Budgets {
     layers: BTreeMap<usize, Vec<usize>>,
     chunks: Option<BTreeMap<usize, Vec<Vec<usize>>>>,
     options: Option<Options>,
+    source: Option<String>,
 }
 
 impl Budgets {
@@ -72,6 +73,7 @@ impl Budgets {
             layers,
             chunks: None,
             options: None,
+            source: None,
         })
     }
 
@@ -150,6 +152,15 @@ impl Budgets {
         }
     }
 
+    /// The same, decided for what this says: a capture, its facts and the queries of it. Another is refused.
+    #[must_use]
+    pub fn with_source(self, source: String) -> Self {
+        Self {
+            source: Some(source),
+            ..self
+        }
+    }
+
     /// The same, for heads that are cut into chunks: by layer and head, the free pairs of its chunks. Sinks and tail must be
     /// [given](Self::with_fixed).
     ///
@@ -200,6 +211,12 @@ impl Budgets {
     #[must_use]
     pub fn options(&self) -> Option<&Options> {
         self.options.as_ref()
+    }
+
+    /// The capture, facts and queries that the lengths were decided for, where the file says it.
+    #[must_use]
+    pub fn source(&self) -> Option<&str> {
+        self.source.as_deref()
     }
 
     /// Whether it is said how the chunks of heads share their free pairs.
@@ -257,7 +274,7 @@ impl Budgets {
     /// [`Error::File`] for a file that is not there, is above 64 MiB, is no JSON or of another format or version, names a layer
     /// twice or by something else than a number, or holds what [`new`](Self::new) refuses; with the place in it.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::of(path, json::read(path, FORMAT, VERSION, SOURCE)?)
+        Self::of(path, json::read(path, json::MOST_BYTES, FORMAT, VERSION, SOURCE)?)
     }
 
     /// The same for a file in memory; `name` stands for the path in errors.
@@ -282,6 +299,7 @@ impl Budgets {
             budgets = budgets.with_chunks(by_index(path, chunks)?).map_err(in_file)?;
         }
         budgets.options = written.options;
+        budgets.source = written.source;
         Ok(budgets)
     }
 
@@ -311,6 +329,10 @@ impl fmt::Display for Budgets {
         if let Some(options) = &self.options {
             let options = serde_json::to_string(options).map_err(|_| fmt::Error)?;
             write!(text, ",\n  \"options\": {options}")?;
+        }
+        if let Some(source) = &self.source {
+            let source = serde_json::to_string(source).map_err(|_| fmt::Error)?;
+            write!(text, ",\n  \"source\": {source}")?;
         }
         write_layers(text, "layers", &self.layers)?;
         if let Some(chunks) = &self.chunks {
@@ -367,6 +389,7 @@ struct Written {
     layers: Named<Vec<usize>>,
     chunks: Option<Named<Vec<Vec<usize>>>>,
     options: Option<Options>,
+    source: Option<String>,
 }
 
 /// What is said of layers by name, in the order of the file: a map would keep only the last of two layers of one name.

@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::cache::unreadable;
 use crate::error::{Error, Result};
 
-/// Bytes such a file may have. A thousand layers of a thousand heads take a tenth of it.
-const MOST_BYTES: u64 = 64 << 20;
+/// Bytes that a file of numbers of heads may have. A thousand layers of a thousand heads take a tenth of it.
+pub(crate) const MOST_BYTES: u64 = 64 << 20;
 
 /// What every such file begins with.
 #[derive(Deserialize)]
@@ -21,13 +21,13 @@ struct Opening {
     version: Option<Value>,
 }
 
-/// Reads a file of this format and version; `source` says where such files come from.
+/// Reads a file of at most so many bytes, this format and version; `source` says where such files come from.
 ///
 /// # Errors
-/// [`Error::File`] for a file that is not there, is no file, is above 64 MiB, is no JSON, or of another format or version, or
+/// [`Error::File`] for a file that is not there, is no file, is larger, is no JSON, or of another format or version, or
 /// does not have the fields of `T`, with line and column.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path, format: &str, version: u32, source: &str) -> Result<T> {
-    parse(path, &bytes(path)?, format, version, source)
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, most: u64, format: &str, version: u32, source: &str) -> Result<T> {
+    parse(path, &bytes(path, most)?, format, version, source)
 }
 
 /// The same for a file in memory; `path` is only a name for error messages.
@@ -63,7 +63,7 @@ fn shown(value: Option<&Value>) -> String {
     value.map_or_else(|| "not given".to_owned(), |value| value.to_string().chars().take(40).collect())
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>> {
+fn bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
     let about = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?;
     if about.is_dir() {
         return Err(Error::file(path, "is a folder; give the path of a JSON file"));
@@ -71,11 +71,14 @@ fn bytes(path: &Path) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(|error| unreadable(path, &error))?;
     let mut bytes = Vec::new();
     // Not by the length the folder tells: a pipe has none, and a file may grow.
-    file.take(MOST_BYTES + 1)
+    file.take(most + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| Error::file(path, format!("cannot be read: {error}")))?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(Error::file(path, "is larger than 64 MiB, which no such file is; check the path"));
+    if bytes.len() as u64 > most {
+        return Err(Error::file(
+            path,
+            format!("is larger than {} MiB, which no such file is; check the path", most >> 20),
+        ));
     }
     Ok(bytes)
 }

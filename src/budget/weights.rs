@@ -39,7 +39,7 @@ impl Weights {
     /// [`Error::File`] for a file that is not there, is above 64 MiB, is no JSON or of another format or version, names a layer
     /// or a head twice, measured nothing, or holds a sensitivity that is negative or not finite.
     pub fn read(path: &Path) -> Result<Self> {
-        let measured: Measured = json::read(path, FORMAT, VERSION, SOURCE)?;
+        let measured: Measured = json::read(path, json::MOST_BYTES, FORMAT, VERSION, SOURCE)?;
         Self::of(&measured).map_err(|reason| Error::file(path, reason))
     }
 

@@ -250,6 +250,8 @@ fn belongs(one: &About, other: &About) -> Result<(), String> {
         ("source", "is of another capture than"),
         ("tool", "is by another version of kvsculpt than"),
         ("options", "is made with other options than"),
+        ("queries", "is made with other queries than"),
+        ("query_statistics", "is made with other query statistics than"),
     ] {
         if text(one, key) != text(other, key) {
             return Err(what.to_owned());

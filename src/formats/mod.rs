@@ -154,7 +154,11 @@ enum Opened {
 }
 
 /// First bytes of files that are taken for caches by mistake, and what to do about each.
-const MISTAKEN: [(&[u8], &str); 5] = [
+const MISTAKEN: [(&[u8], &str); 6] = [
+    (
+        b"{\"format",
+        "is JSON, such as error curves, and no cache; `kvsculpt allocate` takes what `kvsculpt curves` wrote",
+    ),
     (
         b"nsgg",
         "is llama.cpp's state of a whole context; save one sequence instead (llama_state_seq_save_file, or a server's slot save)",
@@ -191,7 +195,11 @@ fn opened(source: Source) -> Result<Opened> {
         let version = llama::version(&source, u32::from_le_bytes([first[4], first[5], first[6], first[7]]))?;
         return Ok(Opened::Llama(source, version));
     }
-    Ok(Opened::Container(Container::new(source)?))
+    let container = Container::new(source)?;
+    if container.metadata.get("format").is_some_and(|format| format == "kv-part") {
+        return Err(container.error("is a part of a compressed cache; put all parts together with `kvsculpt merge`"));
+    }
+    Ok(Opened::Container(container))
 }
 
 fn container_format(container: &Container) -> Format {

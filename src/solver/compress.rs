@@ -8,6 +8,7 @@ use super::bound::fit_within;
 use super::fit::{Fitted, timed};
 use super::plan::{self, Plan, plan};
 use super::problem::Problem;
+use super::shards;
 use super::supply::{Slice, Stage, Supply};
 use super::{Compression, Finished, FinishedHead, Lengths, Observer, Outcome, PLANNING, Request, Timings, assembled, bias, chunks, size};
 use crate::budget::Budgets;
@@ -20,7 +21,7 @@ use crate::options::{Options, Split, Target};
 /// Returns how a head's pairs are divided where all lengths are the same.
 ///
 /// # Errors
-/// Options without meaning for this cache, layers that are not there.
+/// Options without meaning for this cache, layers that are not there, budgets that were decided for another capture.
 pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
     request.options.validate()?;
     if request.memory == Some(0) {
@@ -44,6 +45,15 @@ pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
         heads.extend((0..shape.kv_heads).map(|head| (layer, head)));
     }
     plan::check(&heads, split, &chunks::cut(split, request.options.chunk), request)?;
+    // Last: it reads the whole file for its digest.
+    if let Some(source) = request.budgets.as_ref().and_then(Budgets::source)
+        && source != shards::source(capture)?
+    {
+        return Err(Error::option(
+            "--budgets",
+            "was decided for another capture, or other queries of it; give `compress` the file, --queries and what else `curves` was given of it",
+        ));
+    }
     Ok(split)
 }
 

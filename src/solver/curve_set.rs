@@ -18,6 +18,8 @@ use crate::options::{Allocator, Options, Split, Tail, Target};
 const FORMAT: &str = "kv-curves";
 /// The version of the files that are written and read here.
 const VERSION: u32 = 1;
+/// Bytes such a file may have: a point of a curve takes some thirty, and many chunks have many curves.
+const MOST_BYTES: u64 = 1 << 30;
 /// Where such files come from.
 const SOURCE: &str = "a file that `kvsculpt curves` wrote";
 
@@ -40,7 +42,7 @@ pub struct CurveSet {
 pub(super) struct About {
     /// The program and its version.
     pub(super) tool: String,
-    /// The capture's digest.
+    /// The digest of the capture's file, and one of all that is said of it and of its queries.
     pub(super) source: String,
     /// What they were measured for.
     pub(super) options: Options,
@@ -125,9 +127,9 @@ impl CurveSet {
     /// Reads such a file and checks that it has the curves of the heads it names, each with a meaning.
     ///
     /// # Errors
-    /// [`Error::File`] for a file that is not there, is above 64 MiB, or is no such file, with the place in it.
+    /// [`Error::File`] for a file that is not there, is above 1 GiB, or is no such file, with the place in it.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::of(path, json::read(path, FORMAT, VERSION, SOURCE)?)
+        Self::of(path, json::read(path, MOST_BYTES, FORMAT, VERSION, SOURCE)?)
     }
 
     /// The same for a file in memory; `name` stands for the path in errors.
@@ -255,7 +257,7 @@ impl About {
     /// Why curves of this and of the other have nothing to do with each other, in words that a file's name follows.
     fn differs(&self, other: &Self) -> Option<&'static str> {
         if self.source != other.source {
-            return Some("is of another capture than");
+            return Some("is of another capture, or of other queries or facts about it, than");
         }
         if self.tool != other.tool {
             return Some("is by another version of kvsculpt than");
@@ -315,7 +317,9 @@ pub fn allocate(curves: &CurveSet, options: &Options, weights: Option<&Weights>)
         page: options.page,
         ..about.options.clone()
     };
-    if options.budget == Scope::Uniform || options.allocator != Allocator::Curves {
+    // One length that holds a bound is found by curves too.
+    let is_even = options.budget == Scope::Uniform && !matches!(options.target, Some(Target::MaxError(_)));
+    if is_even || options.allocator != Allocator::Curves {
         return Err(Error::option(
             "--budget",
             "`uniform` needs no error curves; use `kvsculpt compress --budget uniform --shard`",
@@ -359,5 +363,5 @@ pub fn allocate(curves: &CurveSet, options: &Options, weights: Option<&Weights>)
     } else {
         budgets
     };
-    Ok(budgets.with_options(options))
+    Ok(budgets.with_options(options).with_source(about.source.clone()))
 }

@@ -21,7 +21,7 @@ use crate::budget::Scope;
 use crate::cache::{self, Capture, CompressedLayer, Part};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::options::{Options, Split, Target};
+use crate::options::{Options, Target};
 
 /// A shard that was compressed.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,26 +35,6 @@ pub struct CompressedPart {
     pub source_bytes: u64,
     /// Seconds by stage.
     pub timings: Timings,
-}
-
-/// The heads of a shard, layer and KV head, ascending: a pure function of the capture's header and the layers asked for.
-///
-/// # Errors
-/// [`Error::Options`] for layers that are not there.
-pub fn heads_of(capture: &Capture, layers: Option<&[usize]>, shard: Shard) -> Result<Vec<(usize, usize)>> {
-    let request = Request {
-        layers: layers.map(<[usize]>::to_vec),
-        ..Request::default()
-    };
-    let layers = chosen_layers(capture, &request)?;
-    // How pairs are divided plays no part in it.
-    let split = Split {
-        tokens: capture.tokens,
-        sinks: 0,
-        free: capture.tokens,
-        tail: 0,
-    };
-    Ok(Supply::new(capture, &request, &layers, split)?.of_shard(shard).heads())
 }
 
 /// What the curves of a shard would be, but for the curves: by it those of an earlier run can be told to be the same.
@@ -256,15 +236,17 @@ fn work<'a, E: Engine>(
     }
 }
 
-/// What curves are of: the capture by its digest, and the queries put beside it, if they are not its own.
-fn source(capture: &Capture) -> Result<String> {
-    let mut source = format!("sha256:{}", capture.digest()?);
-    for name in ["queries", "query_statistics"] {
-        if let Some(found) = capture.metadata.get(name) {
-            source.push_str(&format!(", {name}: {found}"));
+/// What curves and lengths are of: the file by its digest, and by another all that is said of it, the queries put beside it too.
+pub(super) fn source(capture: &Capture) -> Result<String> {
+    let mut said = Sha256::new();
+    for (key, text) in &capture.metadata {
+        for part in [key, text] {
+            said.update((part.len() as u64).to_le_bytes());
+            said.update(part);
         }
     }
-    Ok(source)
+    let said: String = said.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("sha256:{}, metadata sha256:{said}", capture.digest()?))
 }
 
 /// KV heads of every layer of the request, and how it will be stored.

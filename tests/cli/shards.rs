@@ -326,6 +326,14 @@ fn what_cannot_be_sharded_or_allocated_is_refused() {
     );
     assert!(curves(&["--force"]).status.success());
     refused(&allocate(&["c.json"], &["--budget", "uniform"]), 2, &["--budget uniform --shard"]);
+    assert!(
+        allocate(&["c.json"], &["--budget", "uniform", "--max-error", "0.05"])
+            .status
+            .success()
+    );
+    assert!(allocate(&["c.json"], &[]).status.success());
+    let keys = ["--queries", "keys", "--shard", "0/2", "--budgets", "b.json"];
+    refused(&compress(&keys), 2, &["--budgets", "other queries of it"]);
     refused(&allocate(&["c.json"], &["--keep", "0.05"]), 2, &["--keep"]);
     refused(&allocate(&["c.json"], &["--bytes", "100"]), 2, &["--bytes"]);
     fs::write(workplace.path("c.json"), "{\"format\":\"kv-curves\",\"version\":2}").expect("written");

@@ -16,7 +16,8 @@ use crate::{Talk, print};
 /// Decide every head's length by the error curves of all parts.
 ///
 /// Reads what `curves` wrote on each machine and writes the file of budgets that `compress --budgets --shard` takes on each, options
-/// included. What is not given here is as the curves were measured for; the merged file then has the bytes of one `compress`.
+/// included. `compress` must be given --layers, --dtype, --queries and facts that the file does not hold as `curves`
+/// was. What is not given here is as the curves were measured for; the merged file then has the bytes of one `compress`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The curves of all parts

@@ -181,6 +181,15 @@ impl OptionArguments {
         Ok(given || config.says(option))
     }
 
+    /// Whether a preset is named, here or in the file of `--config`.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn says_preset(&self) -> Result<bool> {
+        let config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
+        Ok(self.preset.is_some() || config.preset().is_some())
+    }
+
     /// The preset, or where none is named what the file of budgets says; over it what the file of `--config` says, over that what was
     /// given.
     ///

@@ -92,7 +92,8 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         memory: arguments.memory,
         ..Request::default()
     };
-    let says_method = arguments.options.says("method")? || budgets.as_ref().is_some_and(|budgets| budgets.options().is_some());
+    let says_method = arguments.options.says("method")?
+        || (budgets.as_ref().is_some_and(|budgets| budgets.options().is_some()) && !arguments.options.says_preset()?);
     input.suit(&mut request.options, says_method, talk);
     let target = arguments.destination.target(input.format, capture, &request)?;
     if matches!(target.format, Format::Llama(_)) {

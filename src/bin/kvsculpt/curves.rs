@@ -17,7 +17,8 @@ use crate::{Talk, engine};
 /// Measure error curves of a part of the heads, for work on several machines.
 ///
 /// The first of four steps: `curves --shard` on each machine, `allocate` once, `compress --budgets --shard` on each machine, `merge` once.
-/// Say here how large the short cache is to be and with which options it is made; the later steps take them from the files. The merged
+/// Say here how large the short cache is to be and with which options it is made; the later steps take them from the files. --layers,
+/// --dtype, --queries and facts that the file does not hold are said to `compress` too, alike. The merged
 /// file has the bytes that one `compress` with these options writes. docs/clusters.md has recipes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
