@@ -29,7 +29,9 @@ pub use queries::{QuerySource, QueryStatistics, gather};
 pub use rope::{Pairing, Rope};
 
 pub(crate) use container::{Container, shown};
-pub(crate) use output::{Entry, Output, unwritable};
+#[cfg(feature = "journal")]
+pub(crate) use output::unwritable;
+pub(crate) use output::{Entry, Output};
 pub(crate) use part::{About, share};
 pub(crate) use rope::reorder;
 pub(crate) use source::{Source, unreadable};

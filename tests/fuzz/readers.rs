@@ -1,18 +1,20 @@
 //! Every reader of the library, as a function of a file's bytes: what the fuzz targets and the bounded run as a test both call.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use kvsculpt::Options;
 use kvsculpt::budget::{Budgets, Weights};
-use kvsculpt::cache::{Capture, Compressed, Part, Rope, merge};
+use kvsculpt::cache::{Capture, Compressed, Dtype, Generator, Part, QuerySource, QueryStatistics, Rope, merge};
 use kvsculpt::formats::{Cache, Known, RopeFacts};
-use kvsculpt::solver::{CurveSet, allocate};
+use kvsculpt::journal::{Existing, Journal, Origin};
+use kvsculpt::solver::{CurveSet, Request, allocate};
 
 /// A reader by name; it says whether the bytes were a file.
 pub(crate) type Reader = (&'static str, fn(&[u8]) -> bool);
 
 /// All of them.
-pub(crate) const READERS: [Reader; 9] = [
+pub(crate) const READERS: [Reader; 12] = [
     ("capture", capture),
     ("compressed", compressed),
     ("part", part),
@@ -22,6 +24,9 @@ pub(crate) const READERS: [Reader; 9] = [
     ("curves", curves),
     ("options", options),
     ("rope_scaling", rope_scaling),
+    ("statistics", statistics),
+    ("journal", journal),
+    ("configuration", configuration),
 ];
 
 const NAME: &str = "file";
@@ -73,7 +78,12 @@ pub(crate) fn cache(bytes: &[u8]) -> bool {
     let Ok(cache) = Cache::from_bytes(NAME, bytes.to_vec(), &known) else {
         return false;
     };
-    (0..cache.layers.len()).all(|layer| cache.read(layer).is_ok())
+    let is_read = (0..cache.layers.len()).all(|layer| cache.read(layer).is_ok());
+    // What is whole has keys that queries can be guessed from.
+    if let Ok(capture) = cache.into_capture(QuerySource::Keys, 0) {
+        let _ = capture.layers.first().map(|&layer| capture.head(layer, 0));
+    }
+    is_read
 }
 
 /// A file of budgets, and what is written of it again.
@@ -119,4 +129,51 @@ pub(crate) fn rope_scaling(bytes: &[u8]) -> bool {
     };
     let rope: Option<Rope> = facts.rope(kvsculpt::cache::Pairing::Half).ok();
     rope.is_some()
+}
+
+/// Query statistics, and what they draw for a capture.
+pub(crate) fn statistics(bytes: &[u8]) -> bool {
+    let Ok(found) = QueryStatistics::from_bytes(NAME, bytes.to_vec()) else {
+        return false;
+    };
+    let drawn = make_small().with_queries(QuerySource::Statistics(Arc::new(found)), 0);
+    let _ = drawn.map(|capture| capture.head(0, 0));
+    true
+}
+
+/// What is finished of an output.
+pub(crate) fn journal(bytes: &[u8]) -> bool {
+    let path = written("journal", bytes);
+    Journal::open(&path, &origin(), Existing::Resume).is_ok_and(|opened| !opened.finished.heads.is_empty())
+}
+
+/// A model's `config.json`.
+pub(crate) fn configuration(bytes: &[u8]) -> bool {
+    let path = written("configuration", bytes);
+    Known::default().add_configuration(&path).is_ok()
+}
+
+/// A file of these bytes, the process's own.
+fn written(kind: &str, bytes: &[u8]) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("kvsculpt-fuzz-{kind}-{}", std::process::id()));
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// Two layers of two heads over a few tokens.
+pub(crate) fn small() -> &'static Capture {
+    static SMALL: OnceLock<Capture> = OnceLock::new();
+    SMALL.get_or_init(make_small)
+}
+
+fn make_small() -> Capture {
+    let mut generator = Generator::default();
+    (generator.layers, generator.kv_heads, generator.group, generator.dim) = (2, 2, 1, 8);
+    (generator.tokens, generator.probes) = (40, 2);
+    generator.capture(Dtype::F32).unwrap()
+}
+
+/// What journals here are of.
+pub(crate) fn origin() -> Origin {
+    Origin::new(small(), &Request::default(), "a machine").unwrap()
 }

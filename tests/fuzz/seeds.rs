@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use kvsculpt::batch::Shard;
-use kvsculpt::cache::{Capture, Dtype, Generator};
+use kvsculpt::cache::{Dtype, gather};
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::formats::{Cache, Format, Known, LlamaVersion, MlxLayout, Target};
+use kvsculpt::journal::{Existing, Journal};
 use kvsculpt::options::{Scope, Tail};
 use kvsculpt::solver::{Request, allocate, compress, compress_part, measure_curves};
 use kvsculpt::{Options, Result};
+
+use crate::readers::{origin, small};
 
 /// By reader, its files.
 pub(crate) type Seeds = Vec<(&'static str, Vec<Vec<u8>>)>;
@@ -17,22 +20,22 @@ pub(crate) type Seeds = Vec<(&'static str, Vec<Vec<u8>>)>;
 pub(crate) fn seeds() -> Seeds {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
-    let capture = capture(&path);
+    let capture = small();
     let mut request = Request::default();
     (request.options.steps, request.options.context_rows, request.options.keep) = (1, 12, 0.5);
     (request.options.sinks, request.options.tail, request.options.chunk) = (1, Tail::Pairs(2), 16);
     let mut engine = CpuEngine::new();
-    let curves = measure_curves(&mut engine, &capture, &request, Shard::WHOLE, &mut ()).unwrap();
+    let curves = measure_curves(&mut engine, capture, &request, Shard::WHOLE, &mut ()).unwrap();
     let budgets = allocate(&curves, &request.options, None).unwrap();
     let mut bias = request.clone();
     bias.options.bias = true;
-    let with_bias = compress(&mut engine, &capture, &bias, &mut ()).unwrap().compressed;
+    let with_bias = compress(&mut engine, capture, &bias, &mut ()).unwrap().compressed;
     let mut uniform = request.clone();
     (uniform.options.budget, uniform.options.chunk) = (Scope::Uniform, 0);
-    let even = compress(&mut engine, &capture, &uniform, &mut ()).unwrap().compressed;
+    let even = compress(&mut engine, capture, &uniform, &mut ()).unwrap().compressed;
     let parts = [(0, 2), (3, 4)].map(|(index, count)| {
         let shard = Shard::new(index, count).unwrap();
-        compress_part(&mut engine, &capture, &uniform, shard, &mut ()).unwrap().part
+        compress_part(&mut engine, capture, &uniform, shard, &mut ()).unwrap().part
     });
     let file = |write: &dyn Fn(&Path) -> Result<()>| {
         write(&path).unwrap();
@@ -57,6 +60,12 @@ pub(crate) fn seeds() -> Seeds {
     let simple = b"{\"format\": \"kv-budgets\", \"version\": 1, \"tokens\": 40, \"layers\": {\"0\": [12, 40], \"3\": [7]}}".to_vec();
     let sensitivities = b"{\"format\":\"kv-sensitivity\",\"version\":1,\"layers\":[{\"layer\":0,\"sensitivity\":0.5,\"heads\":[{\"head\":0,\"sensitivity\":1e-3},{\"head\":1,\"sensitivity\":null}]},{\"layer\":2,\"sensitivity\":2}]}";
     let options = [Options::default(), Options::published()];
+    let statistics = file(&|path| gather(std::slice::from_ref(capture), path, &mut |_| {}).map(drop));
+    let journal = file(&|path| {
+        std::fs::remove_file(path).unwrap();
+        let mut journal = Journal::open(path, &origin(), Existing::Restart)?.journal;
+        compress(&mut CpuEngine::new(), capture, &bias, &mut journal).map(drop)
+    });
     vec![
         ("capture", captures.to_vec()),
         ("compressed", compressed.to_vec()),
@@ -65,6 +74,15 @@ pub(crate) fn seeds() -> Seeds {
         ("budgets", vec![budgets.to_string().into_bytes(), simple]),
         ("sensitivities", vec![sensitivities.to_vec()]),
         ("curves", vec![file(&|path| curves.write(path).map(drop))]),
+        ("statistics", vec![statistics]),
+        ("journal", vec![journal]),
+        (
+            "configuration",
+            vec![
+                b"{\"model_type\":\"llama\",\"num_attention_heads\":32,\"num_key_value_heads\":8,\"head_dim\":128,\"rope_theta\":500000.0,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}}".to_vec(),
+                b"{\"text_config\":{\"model_type\":\"qwen2\",\"num_attention_heads\":14,\"num_key_value_heads\":2,\"hidden_size\":896,\"rope_theta\":1000000.0}}".to_vec(),
+            ],
+        ),
         ("options", options.map(|options| serde_json::to_vec(&options).unwrap()).to_vec()),
         (
             "rope_scaling",
@@ -74,14 +92,4 @@ pub(crate) fn seeds() -> Seeds {
             ],
         ),
     ]
-}
-
-/// Two layers of two heads over a few tokens.
-fn capture(path: &Path) -> Capture {
-    let mut generator = Generator::default();
-    (generator.layers, generator.kv_heads, generator.group, generator.dim) = (2, 2, 1, 8);
-    (generator.tokens, generator.probes) = (40, 2);
-    generator.write(path, Dtype::F32, &mut |_| {}).unwrap();
-    let bytes = std::fs::read(path).unwrap();
-    Capture::from_bytes("capture", bytes).unwrap()
 }
