@@ -1,5 +1,25 @@
 //! A file of what is finished, written while the work goes on: whatever ends a compression, the next one goes on from there.
 //!
+//! ```
+//! # #[cfg(feature = "cpu")] {
+//! # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../tests/data/smollm2-layer20.safetensors"))?;
+//! use kvsculpt::{cpu::CpuEngine, engine::Engine as _, journal::{Existing, Journal, Origin}, solver::{Request, compress_from}};
+//!
+//! let mut request = Request::default();
+//! # request.options.method = kvsculpt::options::Method::Select;
+//! # request.options.budget = kvsculpt::options::Scope::Uniform;
+//! # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+//! # let output = folder.path().join("short.safetensors");
+//! let mut engine = CpuEngine::new();
+//! let origin = Origin::new(&capture, &request, &engine.name())?;
+//! let mut opened = Journal::open(&Journal::path_of(&output), &origin, Existing::Resume)?;
+//! let short = compress_from(&mut engine, &capture, &request, &mut opened.finished, &mut opened.journal)?;
+//! short.compressed.write(&output)?;
+//! opened.journal.remove()?;
+//! # }
+//! # Ok::<(), kvsculpt::Error>(())
+//! ```
+//!
 //! # The format
 //!
 //! `kvsculpt journal 1` and a line feed; then records, each

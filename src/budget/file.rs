@@ -28,6 +28,15 @@ const SOURCE: &str = "a file of budgets as kvsculpt writes it";
 /// one layer a line, for each of its KV heads the pairs stored: sinks, free pairs and tail. `sinks` and `tail` may both be left
 /// out: the options say then how many there are. A file that [`allocate`](crate::solver::allocate) made has `options` too, by which
 /// the lengths were decided, the `source` they were decided for, and where heads are cut into chunks `chunks`: for each head of each layer the free pairs of its chunks.
+///
+/// ```
+/// use kvsculpt::budget::Budgets;
+///
+/// let budgets = Budgets::new(2048, [(0, vec![120, 2048]), (1, vec![96, 310])].into())?.with_fixed(4, 64)?;
+/// assert_eq!((budgets.length(1, 0), budgets.total()), (Some(96), 2574));
+/// assert_eq!(Budgets::from_bytes("lengths", budgets.to_string().as_bytes())?, budgets);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Budgets {
     tokens: usize,

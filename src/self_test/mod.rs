@@ -47,6 +47,15 @@ impl Check {
 type Attempt<E> = fn(&mut E, &Trial) -> Result<f64>;
 
 /// Tries every operation with these channels, on three heads of different sizes.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// use kvsculpt::{cpu::CpuEngine, engine::Dims, self_test::self_test};
+///
+/// let checks = self_test(&mut CpuEngine::new(), Dims { dim: 16, value_dim: 16 });
+/// assert!(checks.iter().all(|check| check.passed()));
+/// # }
+/// ```
 pub fn self_test<E: Engine>(engine: &mut E, dims: Dims) -> Vec<Check> {
     let trial = Trial::new(dims);
     let attempts: [(&'static str, Attempt<E>); 18] = [

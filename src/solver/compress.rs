@@ -75,6 +75,31 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
 /// Where it fails or is cancelled, `finished` has what is done, heads of unfinished batches not among it, and may be given again; so a
 /// lost device costs a batch. Where all goes well it is moved into the result, and nothing is left.
 ///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// use kvsculpt::{Error, cpu::CpuEngine};
+/// use kvsculpt::solver::{Finished, FinishedHead, Observer, Request, compress_from};
+///
+/// struct First;
+/// impl Observer for First {
+///     fn finished(&mut self, _head: &FinishedHead) -> kvsculpt::Result<()> {
+///         Err(Error::Cancelled)
+///     }
+/// }
+///
+/// let mut request = Request { at_once: Some(1), ..Request::default() };
+/// # request.options.method = kvsculpt::options::Method::SelectFit;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// let (mut engine, mut finished) = (CpuEngine::new(), Finished::default());
+/// assert!(compress_from(&mut engine, &capture, &request, &mut finished, &mut First).is_err());
+/// let done = finished.heads.len();
+/// let short = compress_from(&mut engine, &capture, &request, &mut finished, &mut ())?;
+/// assert!(done < short.outcomes.len() && finished == Finished::default());
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`compress`]; [`Error::Shape`] where what is finished is not of this capture and request, as far as its sizes show it.
 pub fn compress_from<E: Engine>(

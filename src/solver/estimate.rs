@@ -34,6 +34,17 @@ pub struct Estimate {
 
 /// What [`compress`](super::compress) will need for this request on this machine. Nothing is read but the capture's header.
 ///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// use kvsculpt::{cpu::CpuEngine, solver::{Request, estimate}};
+///
+/// let estimate = estimate(&CpuEngine::new(), &capture, &Request::default())?;
+/// println!("{} bytes on the device, {} on the host", estimate.device_bytes, estimate.host_bytes);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`check`]; [`OutOfMemory`](crate::Error::OutOfMemory) where a head does not fit.
 pub fn estimate<E: Engine>(engine: &E, capture: &Capture, request: &Request) -> Result<Estimate> {

@@ -46,6 +46,22 @@ impl Worth {
 ///
 /// Layers that are not in every cache are left out. A capture of one layer at a time is in memory.
 ///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// use kvsculpt::{Options, cpu::CpuEngine, solver::{Request, compress, judge}};
+///
+/// let mut request = Request::default();
+/// # request.options.method = kvsculpt::options::Method::SelectFit;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// let mut engine = CpuEngine::new();
+/// let short = compress(&mut engine, &capture, &request, &mut ())?;
+/// let worth = judge(&mut engine, &capture, &[&short.compressed], &Options::default(), &mut ())?;
+/// assert_eq!(worth[0].len(), short.outcomes.len());
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Shape`] for caches whose heads or channels are not the capture's; [`Error::Options`] where no layer is common; a file
 /// that cannot be read; whatever the engine reports; [`Error::Cancelled`] where the observer asks to stop.

@@ -24,6 +24,33 @@ use crate::error::{Error, Result};
 use crate::options::{Options, Target};
 
 /// A shard that was compressed.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// use kvsculpt::{batch::Shard, cache::merge, cpu::CpuEngine};
+/// use kvsculpt::solver::{CurveSet, Request, allocate, compress, compress_part, measure_curves};
+///
+/// let mut request = Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// let mut engine = CpuEngine::new();
+/// let whole = compress(&mut engine, &capture, &request, &mut ())?;
+/// // Each of these two on a machine of its own, then all curves in one place,
+/// let curves = (0..2).map(|index| {
+///     let curves = measure_curves(&mut engine, &capture, &request, Shard::new(index, 2)?, &mut ())?;
+///     Ok((format!("curves {index}").into(), curves))
+/// });
+/// let curves = CurveSet::joined(curves.collect::<kvsculpt::Result<_>>()?)?;
+/// request.budgets = Some(allocate(&curves, &request.options, None)?);
+/// // and each part on its machine again.
+/// let parts = (0..2).map(|index| {
+///     let found = compress_part(&mut engine, &capture, &request, Shard::new(index, 2)?, &mut ())?;
+///     Ok((format!("part {index}").into(), found.part))
+/// });
+/// assert_eq!(merge(parts.collect::<kvsculpt::Result<_>>()?)?, whole.compressed);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct CompressedPart {

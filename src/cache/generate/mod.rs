@@ -48,6 +48,17 @@ const PORTION: usize = 256;
 const MOST_LAYERS: usize = 4096;
 
 /// A capture to be made up: the same fields give the same numbers on every machine.
+///
+/// ```
+/// use kvsculpt::cache::{Dtype, Generator};
+///
+/// let mut generator = Generator::default();
+/// (generator.layers, generator.kv_heads, generator.group, generator.dim) = (1, 1, 2, 16);
+/// (generator.tokens, generator.probes) = (64, 8);
+/// let capture = generator.capture(Dtype::F16)?;
+/// assert_eq!((capture.tokens, capture.shape(0)?.query_heads), (64, 2));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Generator {

@@ -58,6 +58,18 @@ impl Capture {
     /// The capture with queries of another source in place of its own, drawn by a seed; its probe queries stay, and are never looked
     /// at to make any.
     ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../../tests/data/smollm2-layer20.safetensors"))?;
+    /// use kvsculpt::cache::QuerySource;
+    ///
+    /// // As if it had no queries: better than nothing, and far from its own.
+    /// let guessed = capture.with_queries(QuerySource::Keys, 0)?;
+    /// assert_eq!(guessed.queries(), "guessed from keys");
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Options`] where the statistics are not those of the capture's model.
     pub fn with_queries(mut self, source: QuerySource, seed: u64) -> Result<Self> {
