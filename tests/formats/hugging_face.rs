@@ -147,5 +147,5 @@ fn files_that_say_something_else_are_refused() {
     refused(open(b"\x80\x02}q\x00 and so on", &Known::default()), &["pickle", "safetensors"]);
     refused(open(b"", &Known::default()), &["empty"]);
     let ragged = Target::new(Format::HuggingFace);
-    refused(written(&short(&[&[2, 3]]), &ragged), &["2 to 3 pairs a head", "--budget layer"]);
+    refused(written(&short(&[&[2, 3]]), &ragged), &["2 to 3 pairs a head", "--budget uniform"]);
 }
