@@ -5,7 +5,7 @@
 // cut into blocks (row_block in prelude.wgsl), a workgroup each, whose sums sum_blocks.wgsl adds in order.
 // Grid: x: blocks of KEY_LANES pairs, y: row blocks, z: heads from params.first on.  Twin: reference/effects.rs
 
-const_assert GRADIENT_TILE * (DIM4 + STATE4) * 16u <= 16384u;
+const_assert EFFECT_TILE * (DIM4 + STATE4) * 16u <= 16384u;
 
 struct Params {
     scale: f32,
@@ -24,8 +24,8 @@ var<immediate> params: Params;
 @group(0) @binding(4) var<storage, read> state: array<vec4<f32>>;         // [Σ rows, VALUE_DIM + 4]
 @group(0) @binding(5) var<storage, read_write> partial: array<f32>;       // [row blocks, params.pairs]
 
-var<workgroup> query_tile: array<vec4<f32>, GRADIENT_TILE * DIM4>;
-var<workgroup> state_tile: array<vec4<f32>, GRADIENT_TILE * STATE4>;
+var<workgroup> query_tile: array<vec4<f32>, EFFECT_TILE * DIM4>;
+var<workgroup> state_tile: array<vec4<f32>, EFFECT_TILE * STATE4>;
 
 @compute @workgroup_size(KEY_LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -48,8 +48,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 
     var effect = 0.0;
-    for (var start = group.y * row_block(head.rows); start < block_end; start += GRADIENT_TILE) {
-        let count = min(GRADIENT_TILE, block_end - start);
+    for (var start = group.y * row_block(head.rows); start < block_end; start += EFFECT_TILE) {
+        let count = min(EFFECT_TILE, block_end - start);
         let first = head.row + start;
         workgroupBarrier();
         for (var i = lane; i < count * DIM4; i += KEY_LANES) {

@@ -77,16 +77,19 @@ fn arrays_read_come_before_arrays_written_and_heads_first() {
 
 #[test]
 fn every_shader_file_is_tried() {
-    let spec = Spec::new(
-        Dims { dim: 64, value_dim: 64 },
-        Machine {
-            software: false,
-            subgroups: true,
-        },
-    )
-    .unwrap();
-    let tried: Vec<&str> = sources(&spec).iter().map(|(source, _)| source.kernel()).collect();
-    let shared = ["prelude", "reduce_shared", "reduce_subgroup"];
+    let dims = Dims { dim: 64, value_dim: 64 };
+    let specs = machines().map(|machine| Spec::new(dims, machine).unwrap());
+    let tried: Vec<&str> = specs.flat_map(|spec| sources(&spec)).map(|(source, _)| source.kernel()).collect();
+    let shared = [
+        "prelude",
+        "reduce_shared",
+        "reduce_subgroup",
+        "tiles",
+        "tile_logits",
+        "tile_weights",
+        "share_one",
+        "share_many",
+    ];
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
     for file in std::fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();

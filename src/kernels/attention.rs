@@ -18,7 +18,8 @@ pub(super) struct Params {
 #[derive(Debug)]
 pub(super) struct Attention {
     kernel: Kernel<Params>,
-    lanes: u32,
+    /// Rows a workgroup.
+    rows: u32,
 }
 
 /// In the order of the bindings after the heads.
@@ -34,15 +35,17 @@ pub(super) struct Arrays<'a> {
 
 impl Attention {
     pub(super) fn source(spec: &Spec, keys: Element, values: Element) -> Source {
-        spec.source("attention", include_str!("../../shaders/attention.wgsl"))
+        let dots = spec.attention_tile * spec.attention_lanes;
+        let text = include_str!("../../shaders/attention.wgsl");
+        spec.sharing_source("attention", text, spec.attention_shares, dots)
             .alias("KeyStore", keys)
             .alias("ValueStore", values)
     }
 
     pub(super) fn new(gpu: &Gpu, spec: &Spec, keys: Element, values: Element) -> Result<Self> {
         let kernel = Kernel::new(gpu, &Self::source(spec, keys, values), "main")?;
-        let lanes = spec.attention_lanes;
-        Ok(Self { kernel, lanes })
+        let rows = spec.attention_lanes / spec.attention_shares;
+        Ok(Self { kernel, rows })
     }
 
     pub(super) fn record(&self, gpu: &mut Gpu, table: &Table, arrays: &Arrays<'_>, params: Params) -> Result<()> {
@@ -54,7 +57,7 @@ impl Attention {
             state,
         } = *arrays;
         gpu.announce(table.products(table.dims.dim + table.dims.value_dim))?;
-        let grid = [table.most_rows().div_ceil(self.lanes), 1, table.len()];
+        let grid = [table.most_rows().div_ceil(self.rows), 1, table.len()];
         self.kernel
             .record(gpu, &[&table.rows, queries, keys, values, base, state], &params, grid)
     }

@@ -8,10 +8,10 @@ use crate::engine::WEIGHT_ROWS;
 use crate::error::Result;
 use crate::gpu::{Array, Gpu, Kernel, Source};
 
-use super::spec::Spec;
+use super::spec::{Spec, TILE};
 use super::table::Table;
 
-/// Rows of G a workgroup; `GRAM_ROWS` in the shader.
+/// Rows of G a workgroup of lanes; `GRAM_ROWS` in gram.wgsl.
 const ROWS: u32 = 16;
 
 #[repr(C)]
@@ -24,18 +24,27 @@ struct Params {
 #[derive(Debug)]
 pub(super) struct Gram {
     kernel: Kernel<Params>,
-    lanes: u32,
+    /// Columns and rows of G a workgroup.
+    tile: [u32; 2],
 }
 
 impl Gram {
     pub(super) fn source(spec: &Spec) -> Source {
-        spec.source("gram", include_str!("../../shaders/gram.wgsl"))
+        spec.product_source(
+            ("gram", include_str!("../../shaders/gram.wgsl")),
+            ("gram_tiles", include_str!("../../shaders/gram_tiles.wgsl")),
+            ("tile_weights", include_str!("../../shaders/tile_weights.wgsl")),
+        )
     }
 
     pub(super) fn new(gpu: &Gpu, spec: &Spec) -> Result<Self> {
         let kernel = Kernel::new(gpu, &Self::source(spec), "main")?;
-        let lanes = spec.gram_lanes;
-        Ok(Self { kernel, lanes })
+        let tile = if spec.product_tiles {
+            [TILE; 2]
+        } else {
+            [2 * spec.gram_lanes, ROWS]
+        };
+        Ok(Self { kernel, tile })
     }
 
     pub(super) fn record(&self, gpu: &mut Gpu, table: &Table, weights: &Array, rows: Range<u32>, gram: &Array) -> Result<()> {
@@ -45,7 +54,8 @@ impl Gram {
         };
         let pairs = table.most_pairs();
         gpu.announce(table.work(|head| f64::from(head.rows.min(WEIGHT_ROWS)) * f64::from(head.pairs).powi(2) / 2.0))?;
-        let grid = [pairs.div_ceil(2 * self.lanes), pairs.div_ceil(ROWS), table.len()];
-        self.kernel.record(gpu, &[&table.rows, weights, gram], &params, grid)
+        let [columns, rows] = self.tile.map(|side| pairs.div_ceil(side));
+        self.kernel
+            .record(gpu, &[&table.rows, weights, gram], &params, [columns, rows, table.len()])
     }
 }

@@ -19,18 +19,21 @@ struct Params {
 #[derive(Debug)]
 pub(super) struct KeyGradient {
     kernel: Kernel<Params>,
-    lanes: u32,
+    /// Pairs a workgroup.
+    pairs: u32,
 }
 
 impl KeyGradient {
     pub(super) fn source(spec: &Spec) -> Source {
-        spec.source("key_gradient", include_str!("../../shaders/key_gradient.wgsl"))
+        let dots = 2 * spec.gradient_tile * spec.gradient_lanes;
+        let text = include_str!("../../shaders/key_gradient.wgsl");
+        spec.sharing_source("key_gradient", text, spec.gradient_shares, dots)
     }
 
     pub(super) fn new(gpu: &Gpu, spec: &Spec) -> Result<Self> {
         let kernel = Kernel::new(gpu, &Self::source(spec), "main")?;
-        let lanes = spec.key_lanes;
-        Ok(Self { kernel, lanes })
+        let pairs = spec.gradient_lanes / spec.gradient_shares;
+        Ok(Self { kernel, pairs })
     }
 
     /// Leaves the sums of a group's row blocks; `arrays` are queries, keys, values, error, partial.
@@ -42,7 +45,7 @@ impl KeyGradient {
             pairs: group.pairs,
         };
         gpu.announce(table.products(2 * table.dims.dim + table.dims.value_dim))?;
-        let grid = [group.most_pairs.div_ceil(self.lanes), group.blocks, group.heads];
+        let grid = [group.most_pairs.div_ceil(self.pairs), group.blocks, group.heads];
         self.kernel
             .record(gpu, &[&table.rows, queries, keys, values, error, partial], &params, grid)
     }

@@ -52,7 +52,7 @@ pub fn sources(spec: &Spec) -> Vec<(Source, &'static [&'static str])> {
         (loss::Loss::source(spec), ["rows", "finish"].as_slice()),
         (rhs::Rhs::source(spec), MAIN),
         (slope::Slope::source(spec), MAIN),
-        (solve::Solve::source(spec), MAIN),
+        (solve::Solve::source(spec), ["down", "below", "up", "above", "finish"].as_slice()),
         (step::Step::source(spec), MAIN),
         (sum_blocks::SumBlocks::source(spec), MAIN),
         (weights::Weights::source(spec), MAIN),

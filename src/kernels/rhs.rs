@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::Result;
 use crate::gpu::{Array, Gpu, Kernel, Source};
 
-use super::spec::Spec;
+use super::spec::{Spec, TILE};
 use super::table::Table;
 
 #[repr(C)]
@@ -20,17 +20,27 @@ struct Params {
 #[derive(Debug)]
 pub(super) struct Rhs {
     kernel: Kernel<Params>,
-    spec: Spec,
+    /// Pairs and channels a workgroup.
+    tile: [u32; 2],
 }
 
 impl Rhs {
     pub(super) fn source(spec: &Spec) -> Source {
-        spec.source("rhs", include_str!("../../shaders/rhs.wgsl"))
+        spec.product_source(
+            ("rhs", include_str!("../../shaders/rhs.wgsl")),
+            ("rhs_tiles", include_str!("../../shaders/rhs_tiles.wgsl")),
+            ("tile_weights", include_str!("../../shaders/tile_weights.wgsl")),
+        )
     }
 
     pub(super) fn new(gpu: &Gpu, spec: &Spec) -> Result<Self> {
         let kernel = Kernel::new(gpu, &Self::source(spec), "main")?;
-        Ok(Self { kernel, spec: *spec })
+        let tile = if spec.product_tiles {
+            [TILE; 2]
+        } else {
+            [spec.key_lanes, spec.rhs_channels]
+        };
+        Ok(Self { kernel, tile })
     }
 
     /// `arrays` are weights, error, rhs.
@@ -41,9 +51,10 @@ impl Rhs {
             start: rows.start,
             end: rows.end,
         };
+        let [pairs, channels] = self.tile;
         let grid = [
-            table.most_pairs().div_ceil(self.spec.key_lanes),
-            self.spec.dims.value_dim / self.spec.rhs_channels,
+            table.most_pairs().div_ceil(pairs),
+            table.dims.value_dim.div_ceil(channels),
             table.len(),
         ];
         self.kernel.record(gpu, &[&table.rows, weights, error, rhs], &params, grid)

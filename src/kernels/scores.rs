@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::Result;
 use crate::gpu::{Array, Element, Gpu, Kernel, Source};
 
-use super::spec::Spec;
+use super::spec::{Spec, TILE};
 use super::table::{Group, Table};
 
 #[repr(C)]
@@ -19,19 +19,24 @@ struct Params {
 #[derive(Debug)]
 pub(super) struct Scores {
     kernel: Kernel<Params>,
-    lanes: u32,
+    /// Pairs a workgroup.
+    pairs: u32,
 }
 
 impl Scores {
     pub(super) fn source(spec: &Spec, keys: Element) -> Source {
-        spec.source("scores", include_str!("../../shaders/scores.wgsl"))
-            .alias("KeyStore", keys)
+        spec.product_source(
+            ("scores", include_str!("../../shaders/scores.wgsl")),
+            ("scores_tiles", include_str!("../../shaders/scores_tiles.wgsl")),
+            ("tile_logits", include_str!("../../shaders/tile_logits.wgsl")),
+        )
+        .alias("KeyStore", keys)
     }
 
     pub(super) fn new(gpu: &Gpu, spec: &Spec, keys: Element) -> Result<Self> {
         let kernel = Kernel::new(gpu, &Self::source(spec, keys), "main")?;
-        let lanes = spec.key_lanes;
-        Ok(Self { kernel, lanes })
+        let pairs = if spec.product_tiles { TILE } else { spec.key_lanes };
+        Ok(Self { kernel, pairs })
     }
 
     /// Leaves the sums of a group's row blocks; `arrays` are queries, keys, state, partial.
@@ -43,7 +48,7 @@ impl Scores {
             pairs: group.pairs,
         };
         gpu.announce(table.products(table.dims.dim))?;
-        let grid = [group.most_pairs.div_ceil(self.lanes), group.blocks, group.heads];
+        let grid = [group.most_pairs.div_ceil(self.pairs), group.blocks, group.heads];
         self.kernel
             .record(gpu, &[&table.rows, queries, keys, state, partial], &params, grid)
     }

@@ -10,6 +10,14 @@ pub const WORKGROUP_BYTES: u32 = 16 << 10;
 const ROW_BLOCK: u32 = 512;
 /// The most blocks of a head's rows: bounds the memory of their sums.
 const MOST_BLOCKS: u32 = 8;
+/// Rows and columns of a product's tile, where products go by tiles; `TILE` in tiles.wgsl.
+pub(super) const TILE: u32 = 64;
+/// Floats that a lane may hold of a query, key, value or sum. GPUs have at most 255 registers a lane, and some dozens are needed besides.
+const MOST_HELD: u32 = 192;
+/// Unknowns that `solve` finds in one workgroup before many take them off the others. Shorter spans are more dispatches, longer ones leave
+/// more to one workgroup: 64 was the fastest of 32, 64, 128 and no spans on lavapipe; a GPU is not expected to differ much, where a dispatch
+/// takes about as long as a block of 32.
+const SOLVE_SPAN: u32 = 64;
 /// The longest curvature history that `lbfgs_direction` can follow.
 pub(super) const MOST_HISTORY: u32 = 256;
 /// The most workgroups that stride over one head's elements.
@@ -42,16 +50,29 @@ pub struct Spec {
     pub dims: Dims,
     /// Whether reductions go through subgroups.
     pub subgroups: bool,
-    /// Rows a workgroup of `attention`.
+    /// Whether `scores`, `weights`, `gram` and `rhs` go by tiles of 64 × 64 sums, a workgroup of 256 lanes each. A GPU has the lanes for
+    /// them, and reads each operand 16 times less often; a software driver pays for every read of workgroup memory that differs by lane, and
+    /// is four times faster with a row or column a lane.
+    pub product_tiles: bool,
+    /// Lanes of `attention`.
     pub attention_lanes: u32,
+    /// Lanes of `attention` that share a row's channels: so many that none holds more than 192 floats on a GPU, which would
+    /// have to keep the rest in memory; a software driver has its registers there anyway.
+    pub attention_shares: u32,
     /// Pairs that `attention` stages at a time.
     pub attention_tile: u32,
-    /// Pairs a workgroup of `scores`, `weights`, `rhs` and `key_gradient`.
+    /// Pairs a workgroup of `scores`, `weights`, `rhs` and `effects`, where they go by lanes.
     pub key_lanes: u32,
     /// Rows that `scores` and `weights` stage at a time.
     pub score_tile: u32,
+    /// Rows that `effects` stages at a time.
+    pub effect_tile: u32,
     /// Rows that `key_gradient` stages at a time.
     pub gradient_tile: u32,
+    /// Lanes of `key_gradient`.
+    pub gradient_lanes: u32,
+    /// Lanes of `key_gradient` that share a pair's channels, as [`Spec::attention_shares`].
+    pub gradient_shares: u32,
     /// Lanes of workgroups that sum.
     pub reduce_lanes: u32,
     /// Lanes of workgroups that go through elements one by one.
@@ -62,6 +83,8 @@ pub struct Spec {
     pub rhs_channels: u32,
     /// Value channels a workgroup of `solve`.
     pub solve_lanes: u32,
+    /// Unknowns that `solve` finds before it takes them off all others: a multiple of 32, part of the result's bits.
+    pub solve_span: u32,
 }
 
 impl Spec {
@@ -80,20 +103,35 @@ impl Spec {
                 });
             }
         }
+        let Dims { dim, value_dim } = dims;
+        let (attention_shares, gradient_shares) = if machine.software {
+            (1, 1)
+        } else {
+            (shares(dims, dim + value_dim), shares(dims, 2 * dim + value_dim))
+        };
+        // Sharing lanes are added, as far as workgroup memory holds what they leave for each other.
+        let lanes = |shares: u32| if machine.software { 128 } else { 64 * shares.min(2) };
+        let (attention_lanes, gradient_lanes) = (lanes(attention_shares), lanes(gradient_shares));
         Ok(Self {
             dims,
             subgroups: machine.subgroups,
-            attention_lanes: if machine.software { 128 } else { 64 },
-            attention_tile: tile(dims.dim + dims.value_dim),
+            product_tiles: !machine.software,
+            attention_lanes,
+            attention_shares,
+            attention_tile: tile(dim + value_dim + left_dots(attention_shares, attention_lanes)),
             key_lanes: if machine.software { 128 } else { 64 },
-            score_tile: tile(dims.dim + 1),
-            gradient_tile: tile(dims.dim + dims.state_row()),
+            score_tile: tile(dim + 1),
+            effect_tile: tile(dim + dims.state_row()),
+            gradient_tile: tile(dim + dims.state_row() + 2 * left_dots(gradient_shares, gradient_lanes)),
+            gradient_lanes,
+            gradient_shares,
             // A barrier costs a software driver for every lane, a GPU hides memory's latency behind more of them.
             reduce_lanes: if machine.software { 64 } else { 256 },
             element_lanes: if machine.software { 64 } else { 256 },
             gram_lanes: if machine.software { 32 } else { 64 },
-            rhs_channels: rhs_channels(dims.value_dim),
+            rhs_channels: rhs_channels(value_dim),
             solve_lanes: if machine.software { 64 } else { 32 },
+            solve_span: SOLVE_SPAN,
         })
     }
 
@@ -104,15 +142,20 @@ impl Spec {
             ("DIM", self.dims.dim),
             ("VALUE_DIM", self.dims.value_dim),
             ("ATTENTION_LANES", self.attention_lanes),
+            ("ATTENTION_SHARES", self.attention_shares),
             ("ATTENTION_TILE", self.attention_tile),
             ("KEY_LANES", self.key_lanes),
             ("SCORE_TILE", self.score_tile),
+            ("EFFECT_TILE", self.effect_tile),
             ("GRADIENT_TILE", self.gradient_tile),
+            ("GRADIENT_LANES", self.gradient_lanes),
+            ("GRADIENT_SHARES", self.gradient_shares),
             ("REDUCE_LANES", self.reduce_lanes),
             ("ELEMENT_LANES", self.element_lanes),
             ("GRAM_LANES", self.gram_lanes),
             ("RHS_CHANNELS", self.rhs_channels),
             ("SOLVE_LANES", self.solve_lanes),
+            ("SOLVE_SPAN", self.solve_span),
             ("ROW_BLOCK", ROW_BLOCK),
             ("MOST_BLOCKS", MOST_BLOCKS),
             ("MOST_HISTORY", MOST_HISTORY),
@@ -132,6 +175,33 @@ impl Spec {
         }
     }
 
+    /// The text of a kernel of which so many lanes share a row, and leave so many `dots` for each other.
+    pub(super) fn sharing_source(&self, kernel: &'static str, text: &'static str, shares: u32, dots: u32) -> Source {
+        let source = self.source(kernel, text);
+        if shares > 1 {
+            source
+                .constant("DOTS", dots)
+                .part("share_many", include_str!("../../shaders/share_many.wgsl"))
+        } else {
+            source.part("share_one", include_str!("../../shaders/share_one.wgsl"))
+        }
+    }
+
+    /// A product's text: of the two files of a kernel the one by tiles, with what it shares with others, or the one by lanes.
+    pub(super) fn product_source(
+        &self,
+        by_lanes: (&'static str, &'static str),
+        by_tiles: (&'static str, &'static str),
+        shared: (&'static str, &'static str),
+    ) -> Source {
+        if self.product_tiles {
+            let tiles = ("tiles", include_str!("../../shaders/tiles.wgsl"));
+            self.source(by_tiles.0, by_tiles.1).part(tiles.0, tiles.1).part(shared.0, shared.1)
+        } else {
+            self.source(by_lanes.0, by_lanes.1)
+        }
+    }
+
     /// Workgroups that stride over `elements` of a head.
     pub(super) fn strides(&self, elements: u64) -> u32 {
         let groups = elements.div_ceil(u64::from(self.element_lanes)).min(u64::from(MOST_STRIDES));
@@ -147,6 +217,22 @@ pub(super) fn row_blocks(rows: u32) -> u32 {
 /// How many rows of `floats` fit into workgroup memory: at most 32, a multiple of 4.
 fn tile(floats: u32) -> u32 {
     (WORKGROUP_BYTES / 4 / floats).min(32) / 4 * 4
+}
+
+/// The fewest lanes, a power of two, that share `floats` so that none holds more than [`MOST_HELD`]; 1 where channels cannot be shared
+/// evenly.
+fn shares(dims: Dims, floats: u32) -> u32 {
+    let even = |shares: &u32| (dims.dim / 4).is_multiple_of(*shares) && (dims.value_dim / 4).is_multiple_of(*shares);
+    [1, 2, 4]
+        .into_iter()
+        .filter(even)
+        .find(|shares| floats <= shares * MOST_HELD)
+        .unwrap_or(1)
+}
+
+/// Floats of a staged row that lanes leave for each other.
+fn left_dots(shares: u32, lanes: u32) -> u32 {
+    if shares > 1 { lanes } else { 0 }
 }
 
 /// The fewest equal shares of a value's channels with at most 64 in each.
@@ -182,9 +268,46 @@ mod tests {
                 assert!(spec.attention_tile * (dim + value_dim) * 4 <= WORKGROUP_BYTES);
                 assert!(spec.gradient_tile * (dim + value_dim + 4) * 4 <= WORKGROUP_BYTES);
                 assert!(spec.score_tile * (dim + 1) * 4 <= WORKGROUP_BYTES);
+                assert!(spec.effect_tile >= 4 && spec.effect_tile * (dim + value_dim + 4) * 4 <= WORKGROUP_BYTES);
                 assert!(value_dim.is_multiple_of(spec.rhs_channels) && spec.rhs_channels.is_multiple_of(4) && spec.rhs_channels <= 64);
             }
         }
+    }
+
+    #[test]
+    fn a_gpu_shares_rows_that_its_registers_do_not_hold() {
+        let shares = |dim, value_dim| {
+            let spec = spec(dim, value_dim);
+            [spec.attention_shares, spec.gradient_shares]
+        };
+        assert_eq!(
+            [(32, 32), (64, 64), (96, 96)].map(|(dim, value_dim)| shares(dim, value_dim)),
+            [[1, 1], [1, 1], [1, 2]]
+        );
+        assert_eq!(
+            [(128, 128), (192, 128), (256, 256)].map(|(dim, value_dim)| shares(dim, value_dim)),
+            [[2, 2], [2, 4], [4, 4]]
+        );
+        // 33 vec4 cannot be shared.
+        assert_eq!(shares(132, 128), [1, 1]);
+        for (dim, value_dim) in [(4, 256), (128, 128), (200, 256), (256, 256)] {
+            let spec = spec(dim, value_dim);
+            let attention = (dim + value_dim) * 4 + 4 * left_dots(spec.attention_shares, spec.attention_lanes);
+            let gradient = (dim + value_dim + 4) * 4 + 8 * left_dots(spec.gradient_shares, spec.gradient_lanes);
+            assert!(spec.attention_tile * attention <= WORKGROUP_BYTES && spec.gradient_tile * gradient <= WORKGROUP_BYTES);
+        }
+    }
+
+    #[test]
+    fn a_software_driver_gets_neither_tiles_nor_shares() {
+        let machine = Machine {
+            software: true,
+            subgroups: true,
+        };
+        let dims = Dims { dim: 256, value_dim: 256 };
+        let spec = Spec::new(dims, machine).unwrap();
+        assert!(!spec.product_tiles && spec.attention_shares == 1 && spec.gradient_shares == 1);
+        assert!(Spec::new(dims, MACHINE).unwrap().product_tiles);
     }
 
     #[test]

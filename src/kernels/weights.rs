@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::Result;
 use crate::gpu::{Array, Gpu, Kernel, Source};
 
-use super::spec::Spec;
+use super::spec::{Spec, TILE};
 use super::table::Table;
 
 #[repr(C)]
@@ -21,17 +21,27 @@ struct Params {
 #[derive(Debug)]
 pub(super) struct Weights {
     kernel: Kernel<Params>,
-    spec: Spec,
+    /// Pairs and rows a workgroup.
+    tile: [u32; 2],
 }
 
 impl Weights {
     pub(super) fn source(spec: &Spec) -> Source {
-        spec.source("weights", include_str!("../../shaders/weights.wgsl"))
+        spec.product_source(
+            ("weights", include_str!("../../shaders/weights.wgsl")),
+            ("weights_tiles", include_str!("../../shaders/weights_tiles.wgsl")),
+            ("tile_logits", include_str!("../../shaders/tile_logits.wgsl")),
+        )
     }
 
     pub(super) fn new(gpu: &Gpu, spec: &Spec) -> Result<Self> {
         let kernel = Kernel::new(gpu, &Self::source(spec), "main")?;
-        Ok(Self { kernel, spec: *spec })
+        let tile = if spec.product_tiles {
+            [TILE; 2]
+        } else {
+            [spec.key_lanes, spec.score_tile]
+        };
+        Ok(Self { kernel, tile })
     }
 
     /// `arrays` are queries, keys, state, weights.
@@ -44,11 +54,8 @@ impl Weights {
             end: rows.end,
         };
         gpu.announce(table.products(table.dims.dim))?;
-        let grid = [
-            table.most_pairs().div_ceil(self.spec.key_lanes),
-            longest.div_ceil(self.spec.score_tile),
-            table.len(),
-        ];
+        let [pairs_each, rows_each] = self.tile;
+        let grid = [table.most_pairs().div_ceil(pairs_each), longest.div_ceil(rows_each), table.len()];
         self.kernel
             .record(gpu, &[&table.rows, queries, keys, state, weights], &params, grid)
     }

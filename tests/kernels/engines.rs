@@ -96,12 +96,15 @@ macro_rules! checks_as_another_machine {
 }
 
 checks_as_another_machine! {
-    attention: no_pairs, compact_arrays;
+    attention: with_a_base, hard_inputs, no_pairs, compact_arrays;
+    key_gradient: ragged_batches, hard_inputs, many_rows;
     loss: ragged_batches, rows_that_are_not_finite;
-    scores: ragged_batches;
+    scores: ragged_batches, hard_inputs, many_rows;
+    weights: ragged_batches, a_later_block, hard_inputs;
     effects: ragged_batches;
     evaluate: same_bits_again_and_alone;
-    gram: ragged_batches;
+    gram: ragged_batches, several_blocks;
+    rhs: ragged_batches, several_blocks;
     cholesky: ragged_batches, not_positive, many_pairs;
     solve: ragged_batches, many_pairs;
     value_fit: same_bits_again_and_alone;
