@@ -5,8 +5,8 @@
 // fill:     L starts as G's lower triangle, with the ridge.  Grid: x: workgroups that stride over rows, z: heads.
 // diagonal: factors a block's 32 × 32 square; a lane owns a row.  Grid: z: heads.
 // panel:    the rows below it, P ← P L⁻ᵀ; a lane owns a row.  Grid: x: blocks of PANEL_LANES rows, z: heads.
-// trailing: the rest, T ← T − P Pᵀ, lower triangle; a lane owns a column of a tile, the tile's rows of P pass through
-//           workgroup memory.  Grid: x: blocks of PANEL_LANES columns, y: blocks of 32 rows, z: heads.
+// trailing: the rest, T ← T − P Pᵀ, lower triangle; a lane owns two columns of a tile, for a read of the tile's rows of P, which pass
+//           through workgroup memory, costs as much as a product.  Grid: x: blocks of PANEL_LANES columns, y: blocks of 32 rows, z: heads.
 // A pivot that is not positive and finite sets FACTORED = 0 and is taken as 1: the head goes on, and what it leaves in L
 // has no meaning.
 // Twin: reference/cholesky.rs
@@ -14,6 +14,7 @@
 const BLOCK: u32 = 32u;
 const BLOCK4: u32 = BLOCK / 4u;
 const PANEL_LANES: u32 = 64u;
+const TRAILING_LANES: u32 = PANEL_LANES / 2u;
 
 struct Params {
     // The first column of the block.
@@ -159,7 +160,7 @@ fn panel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     }
 }
 
-@compute @workgroup_size(PANEL_LANES)
+@compute @workgroup_size(TRAILING_LANES)
 fn trailing(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let head = heads[group.z];
     let first_row = params.first + BLOCK + group.y * BLOCK;
@@ -168,22 +169,32 @@ fn trailing(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         return;
     }
     let rows = min(BLOCK, head.pairs - first_row);
-    for (var i = lane; i < rows * BLOCK4; i += PANEL_LANES) {
+    for (var i = lane; i < rows * BLOCK4; i += TRAILING_LANES) {
         row_tile[i] = factor4(head.square + (first_row + i / BLOCK4) * head.pairs + params.first + 4u * (i % BLOCK4));
     }
-    let column = first_column + lane;
-    var own: array<vec4<f32>, BLOCK4>;
+    let near = first_column + lane;
+    let far = near + TRAILING_LANES;
+    var own_near: array<vec4<f32>, BLOCK4>;
+    var own_far: array<vec4<f32>, BLOCK4>;
     for (var part = 0u; part < BLOCK4; part++) {
-        own[part] = factor4(head.square + min(column, head.pairs - 1u) * head.pairs + params.first + 4u * part);
+        own_near[part] = factor4(head.square + min(near, head.pairs - 1u) * head.pairs + params.first + 4u * part);
+        own_far[part] = factor4(head.square + min(far, head.pairs - 1u) * head.pairs + params.first + 4u * part);
     }
     workgroupBarrier();
     for (var r = 0u; r < rows; r++) {
-        var dot = vec4<f32>(0.0);
+        var dot_near = vec4<f32>(0.0);
+        var dot_far = vec4<f32>(0.0);
         for (var part = 0u; part < BLOCK4; part++) {
-            dot += own[part] * row_tile[r * BLOCK4 + part];
+            let row = row_tile[r * BLOCK4 + part];
+            dot_near += own_near[part] * row;
+            dot_far += own_far[part] * row;
         }
-        if column <= first_row + r {
-            factor[head.square + (first_row + r) * head.pairs + column] -= sum4(dot);
+        let place = head.square + (first_row + r) * head.pairs;
+        if near <= first_row + r {
+            factor[place + near] -= sum4(dot_near);
+        }
+        if far <= first_row + r {
+            factor[place + far] -= sum4(dot_far);
         }
     }
 }

@@ -105,7 +105,7 @@ fn rows_in_block(head: Head, start: u32, end: u32) -> u32 {
 }
 
 // Rows of a block where sums over a head's rows are cut into blocks: of the head's own rows only, so that a head gives
-// the same bits in every batch. (spec.rs, row_blocks)
+// the same bits in every batch. (spec.rs, RowBlocks)
 fn row_block(rows: u32) -> u32 {
     return max(ROW_BLOCK, (rows + MOST_BLOCKS - 1u) / MOST_BLOCKS);
 }

@@ -12,7 +12,7 @@ use super::effects::Effects;
 use super::gram::Gram;
 use super::key_gradient::KeyGradient;
 use super::lbfgs_curvature::LbfgsCurvature;
-use super::lbfgs_direction::LbfgsDirection;
+use super::lbfgs_direction::{self, LbfgsDirection};
 use super::lbfgs_move::LbfgsMove;
 use super::lbfgs_push::LbfgsPush;
 use super::loss::{self, Loss};
@@ -191,13 +191,15 @@ impl Engine for GpuEngine {
 
     fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64 {
         let sums = |width| {
-            let groups = groups(heads, width, self.scratch_limit);
+            let groups = groups(heads, self.machine.row_blocks(), width, self.scratch_limit);
             groups.iter().map(|group| group.floats(width)).max().unwrap_or(0)
         };
         let (gradient, scores) = (sums(dims.dim), sums(1));
         let most_rows = heads.iter().map(|head| head.rows).max().unwrap_or(0);
-        let loss = Spec::new(dims, self.machine).map_or(0, |spec| loss::sums(&spec, most_rows, heads.len() as u64));
-        4 * gradient.max(scores).max(loss)
+        let others = Spec::new(dims, self.machine).map_or(0, |spec| {
+            loss::sums(&spec, most_rows, heads.len() as u64).max(lbfgs_direction::most_sums(&spec, heads))
+        });
+        4 * gradient.max(scores).max(others)
     }
 
     fn table(&mut self, dims: Dims, heads: &[Head]) -> Result<Table> {
@@ -277,7 +279,7 @@ impl Engine for GpuEngine {
     }
 
     fn scores(&mut self, table: &Table, queries: &Array, keys: &Array, state: &Array, scale: f32, scores: &mut Array) -> Result<()> {
-        let groups = table.groups(1, self.scratch_limit);
+        let groups = table.groups(self.machine.row_blocks(), 1, self.scratch_limit);
         let partial = self.take_scratch(groups.iter().map(|group| group.floats(1)).max().unwrap_or(0))?;
         let (kernels, gpu) = self.parts(table.dims)?;
         let store = keys.element();
@@ -304,7 +306,7 @@ impl Engine for GpuEngine {
         scale: f32,
         effects: &mut Array,
     ) -> Result<()> {
-        let groups = table.groups(1, self.scratch_limit);
+        let groups = table.groups(self.machine.row_blocks(), 1, self.scratch_limit);
         let partial = self.take_scratch(groups.iter().map(|group| group.floats(1)).max().unwrap_or(0))?;
         let (kernels, gpu) = self.parts(table.dims)?;
         let stores = (keys.element(), values.element());
@@ -349,7 +351,7 @@ impl Engine for GpuEngine {
         gradient: &mut Array,
     ) -> Result<()> {
         let width = table.dims.dim;
-        let groups = table.groups(width, self.scratch_limit);
+        let groups = table.groups(self.machine.row_blocks(), width, self.scratch_limit);
         let partial = self.take_scratch(groups.iter().map(|group| group.floats(width)).max().unwrap_or(0))?;
         let (kernels, gpu) = self.parts(table.dims)?;
         let blocks = ready(&mut kernels.key_gradient, || KeyGradient::new(gpu, &kernels.spec))?;
@@ -423,9 +425,20 @@ impl Engine for GpuEngine {
                 remedy: "use a smaller --history".into(),
             });
         }
+        let spec = self.parts(table.dims)?.0.spec;
+        let floats = lbfgs_direction::sums(&spec, history.capacity, table.most_pairs(), u64::from(table.len()));
+        let sums = self.take_scratch(floats)?;
         let (kernels, gpu) = self.parts(table.dims)?;
-        let kernel = ready(&mut kernels.lbfgs_direction, || LbfgsDirection::new(gpu, &kernels.spec))?;
-        kernel.record(gpu, table, history, [gradient, direction, scalars])
+        let kernel = ready(&mut kernels.lbfgs_direction, || LbfgsDirection::new(gpu, &spec))?;
+        let arrays = lbfgs_direction::Arrays {
+            gradient,
+            direction,
+            scalars,
+            sums: &sums,
+        };
+        kernel.record(gpu, table, history, &arrays)?;
+        self.scratch = Some(sums);
+        Ok(())
     }
 
     fn lbfgs_push(

@@ -27,7 +27,7 @@ mod table;
 mod weights;
 
 pub use engine::GpuEngine;
-pub use spec::{Machine, Spec, WORKGROUP_BYTES};
+pub use spec::{Machine, RowBlocks, Spec, WORKGROUP_BYTES};
 pub use table::Table;
 
 use crate::gpu::{Element, Source};
@@ -46,7 +46,6 @@ pub fn sources(spec: &Spec) -> Vec<(Source, &'static [&'static str])> {
         (gram::Gram::source(spec), MAIN),
         (key_gradient::KeyGradient::source(spec), MAIN),
         (lbfgs_curvature::LbfgsCurvature::source(spec), MAIN),
-        (lbfgs_direction::LbfgsDirection::source(spec), MAIN),
         (lbfgs_move::LbfgsMove::source(spec), MAIN),
         (lbfgs_push::LbfgsPush::source(spec), MAIN),
         (loss::Loss::source(spec), ["rows", "finish"].as_slice()),
@@ -57,6 +56,7 @@ pub fn sources(spec: &Spec) -> Vec<(Source, &'static [&'static str])> {
         (sum_blocks::SumBlocks::source(spec), MAIN),
         (weights::Weights::source(spec), MAIN),
     ];
+    sources.extend(lbfgs_direction::LbfgsDirection::sources(spec));
     for keys in stores {
         sources.push((scores::Scores::source(spec, keys), MAIN));
         sources.extend(stores.map(|values| (attention::Attention::source(spec, keys, values), MAIN)));

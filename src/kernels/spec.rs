@@ -6,10 +6,6 @@ use crate::gpu::{Gpu, Source};
 
 /// Workgroup memory that a kernel may use: what every device has.
 pub const WORKGROUP_BYTES: u32 = 16 << 10;
-/// The fewest rows in a block, where sums over a head's rows are cut into blocks.
-const ROW_BLOCK: u32 = 512;
-/// The most blocks of a head's rows: bounds the memory of their sums.
-const MOST_BLOCKS: u32 = 8;
 /// Rows and columns of a product's tile, where products go by tiles; `TILE` in tiles.wgsl.
 pub(super) const TILE: u32 = 64;
 /// Floats that a lane may hold of a query, key, value or sum. GPUs have at most 255 registers a lane, and some dozens are needed besides.
@@ -18,6 +14,9 @@ const MOST_HELD: u32 = 192;
 /// more to one workgroup: 64 was the fastest of 32, 64, 128 and no spans on lavapipe; a GPU is not expected to differ much, where a dispatch
 /// takes about as long as a block of 32.
 const SOLVE_SPAN: u32 = 64;
+/// vec4 of a head that a workgroup of `lbfgs_parts` goes through: some for every lane, so that their loads overlap, and few enough that
+/// a head of some hundred pairs occupies several workgroups.
+pub(super) const DIRECTION_PART: u32 = 1024;
 /// The longest curvature history that `lbfgs_direction` can follow.
 pub(super) const MOST_HISTORY: u32 = 256;
 /// The most workgroups that stride over one head's elements.
@@ -40,6 +39,31 @@ impl Machine {
             software: gpu.is_software(),
             subgroups: gpu.subgroup().is_some(),
         }
+    }
+
+    /// How sums over a head's rows are cut. A GPU has room for thousands of lanes, which few heads of some hundred pairs do not fill; a
+    /// software driver would only write and read more sums.
+    #[must_use]
+    pub fn row_blocks(self) -> RowBlocks {
+        let (least_rows, most) = if self.software { (512, 8) } else { (128, 32) };
+        RowBlocks { least_rows, most }
+    }
+}
+
+/// How a head's rows are cut into blocks, where sums over them are; part of a result's bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct RowBlocks {
+    /// The fewest rows in a block.
+    pub least_rows: u32,
+    /// The most blocks of a head's rows: bounds the memory of their sums.
+    pub most: u32,
+}
+
+impl RowBlocks {
+    /// Blocks of so many rows; the shaders' `row_block` is its twin.
+    #[must_use]
+    pub fn of(self, rows: u32) -> u32 {
+        rows.div_ceil(self.least_rows.max(rows.div_ceil(self.most)))
     }
 }
 
@@ -83,6 +107,11 @@ pub struct Spec {
     pub rhs_channels: u32,
     /// Value channels a workgroup of `solve`.
     pub solve_lanes: u32,
+    /// Whether `lbfgs_direction` gives a head to many workgroups, in a dispatch for every dot. One workgroup keeps a single core of a GPU busy
+    /// with all of a head's history; for a software driver, whose cores are few, further dispatches cost more than they bring.
+    pub direction_parts: bool,
+    /// How sums over a head's rows are cut.
+    pub row_blocks: RowBlocks,
     /// Unknowns that `solve` finds before it takes them off all others: a multiple of 32, part of the result's bits.
     pub solve_span: u32,
 }
@@ -131,6 +160,8 @@ impl Spec {
             gram_lanes: if machine.software { 32 } else { 64 },
             rhs_channels: rhs_channels(value_dim),
             solve_lanes: if machine.software { 64 } else { 32 },
+            direction_parts: !machine.software,
+            row_blocks: machine.row_blocks(),
             solve_span: SOLVE_SPAN,
         })
     }
@@ -156,9 +187,10 @@ impl Spec {
             ("RHS_CHANNELS", self.rhs_channels),
             ("SOLVE_LANES", self.solve_lanes),
             ("SOLVE_SPAN", self.solve_span),
-            ("ROW_BLOCK", ROW_BLOCK),
-            ("MOST_BLOCKS", MOST_BLOCKS),
+            ("ROW_BLOCK", self.row_blocks.least_rows),
+            ("MOST_BLOCKS", self.row_blocks.most),
             ("MOST_HISTORY", MOST_HISTORY),
+            ("DIRECTION_PART", DIRECTION_PART),
         ] {
             source = source.constant(name, value);
         }
@@ -207,11 +239,6 @@ impl Spec {
         let groups = elements.div_ceil(u64::from(self.element_lanes)).min(u64::from(MOST_STRIDES));
         u32::try_from(groups).unwrap_or(MOST_STRIDES)
     }
-}
-
-/// Blocks that a head's rows are cut into, where sums over them are; the shaders' `row_block` is its twin.
-pub(super) fn row_blocks(rows: u32) -> u32 {
-    rows.div_ceil(ROW_BLOCK.max(rows.div_ceil(MOST_BLOCKS)))
 }
 
 /// How many rows of `floats` fit into workgroup memory: at most 32, a multiple of 4.
@@ -317,7 +344,13 @@ mod tests {
 
     #[test]
     fn rows_are_cut_into_few_blocks() {
-        assert_eq!([1, 512, 513, 2688, 4096, 4097, 100_000].map(row_blocks), [1, 1, 2, 6, 8, 8, 8]);
+        let software = Machine {
+            software: true,
+            subgroups: true,
+        };
+        let blocks = |machine: Machine| [1, 512, 513, 2688, 4096, 4097, 100_000].map(|rows| machine.row_blocks().of(rows));
+        assert_eq!(blocks(software), [1, 1, 2, 6, 8, 8, 8]);
+        assert_eq!(blocks(MACHINE), [1, 4, 5, 21, 32, 32, 32]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::engine::{Dims, Head};
 use crate::error::{Error, Result};
 use crate::gpu::{Array, Gpu};
 
-use super::spec::row_blocks;
+use super::spec::RowBlocks;
 
 /// Heads that an operation works on.
 #[derive(Debug)]
@@ -86,8 +86,8 @@ impl Table {
         u64::from(self.most_pairs()) * u64::from(width)
     }
 
-    pub(super) fn groups(&self, width: u32, most_bytes: u64) -> Vec<Group> {
-        groups(&self.heads, width, most_bytes)
+    pub(super) fn groups(&self, blocks: RowBlocks, width: u32, most_bytes: u64) -> Vec<Group> {
+        groups(&self.heads, blocks, width, most_bytes)
     }
 }
 
@@ -106,7 +106,7 @@ fn placed(heads: &[Head]) -> Vec<Head> {
 }
 
 /// Cuts a table into groups whose sums take at most so many bytes, or that are one head.
-pub(super) fn groups(heads: &[Head], width: u32, most_bytes: u64) -> Vec<Group> {
+pub(super) fn groups(heads: &[Head], blocks: RowBlocks, width: u32, most_bytes: u64) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for (place, head) in (0..).zip(heads) {
         let alone = Group {
@@ -114,7 +114,7 @@ pub(super) fn groups(heads: &[Head], width: u32, most_bytes: u64) -> Vec<Group> 
             heads: 1,
             pairs: head.pairs,
             most_pairs: head.pairs,
-            blocks: row_blocks(head.rows),
+            blocks: blocks.of(head.rows),
         };
         let joined = groups.last().map(|group| Group {
             first: group.first,
@@ -147,7 +147,8 @@ mod tests {
     fn groups_hold_every_head_once_and_fit() {
         let heads: Vec<Head> = (0..100).map(|i| head(100 + 97 * i, 1 + 31 * i)).collect();
         let most_bytes = 64 << 20;
-        let groups = groups(&heads, 128, most_bytes);
+        let blocks = RowBlocks { least_rows: 512, most: 8 };
+        let groups = groups(&heads, blocks, 128, most_bytes);
         assert!(groups.len() > 1);
         let mut next = 0;
         for group in &groups {
@@ -156,7 +157,7 @@ mod tests {
             assert!(group.floats(128) * 4 <= most_bytes);
         }
         assert_eq!(next, 100);
-        assert_eq!(super::groups(&heads, 128, 0).len(), 100);
+        assert_eq!(super::groups(&heads, blocks, 128, 0).len(), 100);
         assert_eq!(
             groups.iter().map(|group| group.pairs).sum::<u32>(),
             heads.iter().map(|head| head.pairs).sum::<u32>()

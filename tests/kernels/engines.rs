@@ -109,7 +109,7 @@ checks_as_another_machine! {
     solve: ragged_batches, many_pairs;
     value_fit: same_bits_again_and_alone;
     slope: ragged_batches, not_finite;
-    lbfgs_direction: ragged_batches;
+    lbfgs_direction: ragged_batches, no_history;
     lbfgs_push: ragged_batches, pairs_of_no_use;
 }
 
