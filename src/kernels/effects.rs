@@ -19,20 +19,23 @@ struct Params {
 #[derive(Debug)]
 pub(super) struct Effects {
     kernel: Kernel<Params>,
-    lanes: u32,
+    /// Pairs a workgroup.
+    pairs: u32,
 }
 
 impl Effects {
     pub(super) fn source(spec: &Spec, keys: Element, values: Element) -> Source {
-        spec.source("effects", include_str!("../../shaders/effects.wgsl"))
+        let dots = 2 * spec.effect_tile * spec.effect_lanes;
+        let text = include_str!("../../shaders/effects.wgsl");
+        spec.sharing_source("effects", text, spec.effect_shares, dots)
             .alias("KeyStore", keys)
             .alias("ValueStore", values)
     }
 
     pub(super) fn new(gpu: &Gpu, spec: &Spec, keys: Element, values: Element) -> Result<Self> {
         let kernel = Kernel::new(gpu, &Self::source(spec, keys, values), "main")?;
-        let lanes = spec.key_lanes;
-        Ok(Self { kernel, lanes })
+        let pairs = spec.effect_lanes / spec.effect_shares;
+        Ok(Self { kernel, pairs })
     }
 
     /// Leaves the sums of a group's row blocks; `arrays` are queries, keys, values, state, partial.
@@ -44,7 +47,7 @@ impl Effects {
             pairs: group.pairs,
         };
         gpu.announce(table.products(table.dims.dim + table.dims.value_dim))?;
-        let grid = [group.most_pairs.div_ceil(self.lanes), group.blocks, group.heads];
+        let grid = [group.most_pairs.div_ceil(self.pairs), group.blocks, group.heads];
         self.kernel
             .record(gpu, &[&table.rows, queries, keys, values, state, partial], &params, grid)
     }

@@ -85,12 +85,16 @@ pub struct Spec {
     pub attention_shares: u32,
     /// Pairs that `attention` stages at a time.
     pub attention_tile: u32,
-    /// Pairs a workgroup of `scores`, `weights`, `rhs` and `effects`, where they go by lanes.
+    /// Pairs a workgroup of `scores`, `weights` and `rhs`, where they go by lanes.
     pub key_lanes: u32,
     /// Rows that `scores` and `weights` stage at a time.
     pub score_tile: u32,
     /// Rows that `effects` stages at a time.
     pub effect_tile: u32,
+    /// Lanes of `effects`.
+    pub effect_lanes: u32,
+    /// Lanes of `effects` that share a pair's channels, as [`Spec::attention_shares`].
+    pub effect_shares: u32,
     /// Rows that `key_gradient` stages at a time.
     pub gradient_tile: u32,
     /// Lanes of `key_gradient`.
@@ -150,7 +154,10 @@ impl Spec {
             attention_tile: tile(dim + value_dim + left_dots(attention_shares, attention_lanes)),
             key_lanes: if machine.software { 128 } else { 64 },
             score_tile: tile(dim + 1),
-            effect_tile: tile(dim + dims.state_row()),
+            effect_tile: tile(dim + dims.state_row() + 2 * left_dots(attention_shares, attention_lanes)),
+            // What a lane holds is as much as in attention.
+            effect_lanes: attention_lanes,
+            effect_shares: attention_shares,
             gradient_tile: tile(dim + dims.state_row() + 2 * left_dots(gradient_shares, gradient_lanes)),
             gradient_lanes,
             gradient_shares,
@@ -178,6 +185,8 @@ impl Spec {
             ("KEY_LANES", self.key_lanes),
             ("SCORE_TILE", self.score_tile),
             ("EFFECT_TILE", self.effect_tile),
+            ("EFFECT_LANES", self.effect_lanes),
+            ("EFFECT_SHARES", self.effect_shares),
             ("GRADIENT_TILE", self.gradient_tile),
             ("GRADIENT_LANES", self.gradient_lanes),
             ("GRADIENT_SHARES", self.gradient_shares),
@@ -295,7 +304,8 @@ mod tests {
                 assert!(spec.attention_tile * (dim + value_dim) * 4 <= WORKGROUP_BYTES);
                 assert!(spec.gradient_tile * (dim + value_dim + 4) * 4 <= WORKGROUP_BYTES);
                 assert!(spec.score_tile * (dim + 1) * 4 <= WORKGROUP_BYTES);
-                assert!(spec.effect_tile >= 4 && spec.effect_tile * (dim + value_dim + 4) * 4 <= WORKGROUP_BYTES);
+                let effect = (dim + value_dim + 4) * 4 + 8 * left_dots(spec.effect_shares, spec.effect_lanes);
+                assert!(spec.effect_tile >= 4 && spec.effect_tile * effect <= WORKGROUP_BYTES);
                 assert!(value_dim.is_multiple_of(spec.rhs_channels) && spec.rhs_channels.is_multiple_of(4) && spec.rhs_channels <= 64);
             }
         }

@@ -99,9 +99,9 @@ checks_as_another_machine! {
     attention: with_a_base, hard_inputs, no_pairs, compact_arrays;
     key_gradient: ragged_batches, hard_inputs, many_rows;
     loss: ragged_batches, rows_that_are_not_finite;
-    scores: ragged_batches, hard_inputs, many_rows;
+    scores: ragged_batches, hard_inputs, many_rows, same_bits_alone;
     weights: ragged_batches, a_later_block, hard_inputs;
-    effects: ragged_batches;
+    effects: ragged_batches, hard_inputs;
     evaluate: same_bits_again_and_alone;
     gram: ragged_batches, several_blocks;
     rhs: ragged_batches, several_blocks;
@@ -109,13 +109,13 @@ checks_as_another_machine! {
     solve: ragged_batches, many_pairs;
     value_fit: same_bits_again_and_alone;
     slope: ragged_batches, not_finite;
-    lbfgs_direction: ragged_batches, no_history;
+    lbfgs_direction: ragged_batches, no_history, same_bits_alone;
     lbfgs_push: ragged_batches, pairs_of_no_use;
 }
 
 checks! {
     attention: with_a_base, without_a_base, hard_inputs, no_pairs, compact_arrays;
-    scores: ragged_batches, hard_inputs, many_rows;
+    scores: ragged_batches, hard_inputs, many_rows, same_bits_alone;
     effects: ragged_batches, hard_inputs, many_rows;
     loss: ragged_batches, rows_that_are_not_finite;
     key_gradient: ragged_batches, hard_inputs, many_rows;
@@ -128,7 +128,7 @@ checks! {
     value_fit: same_bits_again_and_alone;
     step: ragged_batches;
     slope: ragged_batches, not_finite;
-    lbfgs_direction: ragged_batches, no_history;
+    lbfgs_direction: ragged_batches, no_history, same_bits_alone;
     lbfgs_push: ragged_batches, pairs_of_no_use;
     copy_pairs: ragged_batches;
 }

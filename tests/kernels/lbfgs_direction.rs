@@ -4,7 +4,7 @@ use kvsculpt::engine::{Engine, Head, History, SCALARS, scalar};
 use kvsculpt::reference;
 
 use crate::batch::{Batch, batches, of_head, pairs};
-use crate::compare::{EPSILON, SLACK, largest, narrow, norm, other_scalars_untouched, poison, scalar_close, untouched, wide};
+use crate::compare::{EPSILON, SLACK, bits, largest, narrow, norm, other_scalars_untouched, poison, scalar_close, untouched, wide};
 
 /// Slots a head.
 const CAPACITY: usize = 4;
@@ -91,19 +91,42 @@ pub fn curvature_pair(batch: &mut Batch, len: usize) -> (Vec<f32>, Vec<f32>) {
     (step, change)
 }
 
+/// For each head by itself what it is among others, though longer ones are cut into more parts.
+pub fn same_bits_alone<E: Engine>(engine: &mut E) {
+    for mut batch in batches().into_iter().map(Batch::all_active) {
+        let gradient = batch.random(batch.pairs() * batch.dim(), 1.0);
+        let filled = Filled::new(&mut batch, |head| [3, 4, 1, 0, 2][head % 5]);
+        let table = batch.table(engine);
+        let (whole, scalars) = run(engine, &batch, &table, &gradient, &filled);
+        for head in &batch.heads {
+            let table = engine.table(batch.dims, std::slice::from_ref(head)).unwrap();
+            let (alone, scalars_alone) = run(engine, &batch, &table, &gradient, &filled);
+            let own = |direction| bits(pairs(head, direction, batch.dim()));
+            assert_eq!(own(&alone), own(&whole), "{head:?}");
+            let own = |scalars| bits(of_head(head, scalars, SCALARS));
+            assert_eq!(own(&scalars_alone), own(&scalars), "{head:?}");
+        }
+    }
+}
+
+/// The direction and the scalars of a table's heads.
+fn run<E: Engine>(engine: &mut E, batch: &Batch, table: &E::Table, gradient: &[f32], filled: &Filled) -> (Vec<f32>, Vec<f32>) {
+    let history = filled.upload(engine);
+    let gradient = engine.upload("gradient", gradient).unwrap();
+    let mut direction = engine.upload("direction", &poison(batch.pairs() * batch.dim())).unwrap();
+    let mut scalars = engine.upload("scalars", &poison(batch.heads.len() * SCALARS)).unwrap();
+    engine
+        .lbfgs_direction(table, &gradient, &history, &mut direction, &mut scalars)
+        .unwrap();
+    (engine.read(&direction).unwrap(), engine.read(&scalars).unwrap())
+}
+
 fn check<E: Engine>(engine: &mut E, mut batch: Batch, filled: impl Fn(usize) -> usize) {
     let dim = batch.dim();
     let gradient = batch.random(batch.pairs() * dim, 1.0);
     let filled = Filled::new(&mut batch, filled);
     let table = batch.table(engine);
-    let history = filled.upload(engine);
-    let gradient_array = engine.upload("gradient", &gradient).unwrap();
-    let mut direction = engine.upload("direction", &poison(batch.pairs() * dim)).unwrap();
-    let mut scalars = engine.upload("scalars", &poison(batch.heads.len() * SCALARS)).unwrap();
-    engine
-        .lbfgs_direction(&table, &gradient_array, &history, &mut direction, &mut scalars)
-        .unwrap();
-    let (direction, scalars) = (engine.read(&direction).unwrap(), engine.read(&scalars).unwrap());
+    let (direction, scalars) = run(engine, &batch, &table, &gradient, &filled);
     for (head, active) in batch.each() {
         let actual = pairs(head, &direction, dim);
         if active {
