@@ -287,6 +287,7 @@ mod tests {
         software: false,
         subgroups: true,
     };
+    const SOFTWARE: Machine = Machine { software: true, ..MACHINE };
 
     fn spec(dim: u32, value_dim: u32) -> Spec {
         Spec::new(Dims { dim, value_dim }, MACHINE).unwrap()
@@ -294,21 +295,37 @@ mod tests {
 
     #[test]
     fn tiles_fill_workgroup_memory_and_no_more() {
-        assert_eq!(spec(64, 64).attention_tile, 32);
-        assert_eq!(spec(128, 128).attention_tile, 16);
-        assert_eq!(spec(256, 256).attention_tile, 8);
+        let tile = |dim, machine| Spec::new(Dims { dim, value_dim: dim }, machine).unwrap().attention_tile;
+        assert_eq!([64, 128, 256].map(|dim| tile(dim, SOFTWARE)), [32, 16, 8]);
+        // Less where lanes leave dots for each other.
+        assert_eq!([64, 128, 256].map(|dim| tile(dim, MACHINE)), [32, 8, 4]);
         for dim in (4..=256).step_by(4) {
             for value_dim in (4..=256).step_by(4) {
-                let spec = spec(dim, value_dim);
-                assert!(spec.attention_tile >= 4 && spec.gradient_tile >= 4 && spec.score_tile >= 4);
-                assert!(spec.attention_tile * (dim + value_dim) * 4 <= WORKGROUP_BYTES);
-                assert!(spec.gradient_tile * (dim + value_dim + 4) * 4 <= WORKGROUP_BYTES);
-                assert!(spec.score_tile * (dim + 1) * 4 <= WORKGROUP_BYTES);
-                let effect = (dim + value_dim + 4) * 4 + 8 * left_dots(spec.effect_shares, spec.effect_lanes);
-                assert!(spec.effect_tile >= 4 && spec.effect_tile * effect <= WORKGROUP_BYTES);
-                assert!(value_dim.is_multiple_of(spec.rhs_channels) && spec.rhs_channels.is_multiple_of(4) && spec.rhs_channels <= 64);
+                for machine in [SOFTWARE, MACHINE] {
+                    fits(&Spec::new(Dims { dim, value_dim }, machine).unwrap());
+                }
             }
         }
+    }
+
+    fn fits(spec: &Spec) {
+        let Dims { dim, value_dim } = spec.dims;
+        let dots = |shares, lanes| 4 * left_dots(shares, lanes);
+        let attention = (dim + value_dim) * 4 + dots(spec.attention_shares, spec.attention_lanes);
+        let effect = (dim + value_dim + 4) * 4 + 2 * dots(spec.effect_shares, spec.effect_lanes);
+        let gradient = (dim + value_dim + 4) * 4 + 2 * dots(spec.gradient_shares, spec.gradient_lanes);
+        for (tile, bytes) in [
+            (spec.attention_tile, attention),
+            (spec.effect_tile, effect),
+            (spec.gradient_tile, gradient),
+            (spec.score_tile, (dim + 1) * 4),
+        ] {
+            assert!(
+                tile >= 4 && tile * bytes <= WORKGROUP_BYTES,
+                "{tile} rows of {bytes} bytes, {spec:?}"
+            );
+        }
+        assert!(value_dim.is_multiple_of(spec.rhs_channels) && spec.rhs_channels.is_multiple_of(4) && spec.rhs_channels <= 64);
     }
 
     #[test]
@@ -327,24 +344,15 @@ mod tests {
         );
         // 33 vec4 cannot be shared.
         assert_eq!(shares(132, 128), [1, 1]);
-        for (dim, value_dim) in [(4, 256), (128, 128), (200, 256), (256, 256)] {
-            let spec = spec(dim, value_dim);
-            let attention = (dim + value_dim) * 4 + 4 * left_dots(spec.attention_shares, spec.attention_lanes);
-            let gradient = (dim + value_dim + 4) * 4 + 8 * left_dots(spec.gradient_shares, spec.gradient_lanes);
-            assert!(spec.attention_tile * attention <= WORKGROUP_BYTES && spec.gradient_tile * gradient <= WORKGROUP_BYTES);
-        }
     }
 
     #[test]
-    fn a_software_driver_gets_neither_tiles_nor_shares() {
-        let machine = Machine {
-            software: true,
-            subgroups: true,
-        };
+    fn a_software_driver_gets_no_tiles_shares_or_parts() {
         let dims = Dims { dim: 256, value_dim: 256 };
-        let spec = Spec::new(dims, machine).unwrap();
-        assert!(!spec.product_tiles && spec.attention_shares == 1 && spec.gradient_shares == 1);
-        assert!(Spec::new(dims, MACHINE).unwrap().product_tiles);
+        let spec = Spec::new(dims, SOFTWARE).unwrap();
+        assert!(!spec.direction_parts && !spec.product_tiles && spec.attention_shares == 1 && spec.gradient_shares == 1);
+        let spec = Spec::new(dims, MACHINE).unwrap();
+        assert!(spec.direction_parts && spec.product_tiles);
     }
 
     #[test]
@@ -354,12 +362,8 @@ mod tests {
 
     #[test]
     fn rows_are_cut_into_few_blocks() {
-        let software = Machine {
-            software: true,
-            subgroups: true,
-        };
         let blocks = |machine: Machine| [1, 512, 513, 2688, 4096, 4097, 100_000].map(|rows| machine.row_blocks().of(rows));
-        assert_eq!(blocks(software), [1, 1, 2, 6, 8, 8, 8]);
+        assert_eq!(blocks(SOFTWARE), [1, 1, 2, 6, 8, 8, 8]);
         assert_eq!(blocks(MACHINE), [1, 4, 5, 21, 32, 32, 32]);
     }
 
