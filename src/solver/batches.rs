@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use super::Timings;
 use super::chunks;
 use super::fit::{Fitted, fit};
+use super::jobs::Task;
 use super::problem::Problem;
-use super::supply::{Slice, Stage, Supply};
-use super::{Finished, Observer, Timings};
+use super::supply::{Slice, Stage};
 use crate::batch::{Budget, Shape, layout, need, schedule};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -15,25 +16,12 @@ use crate::options::{Method, Options};
 /// Told what part of a batch's work is done; its error ends the work.
 pub(super) type Watch<'a> = dyn FnMut(f64) -> Result<()> + 'a;
 
-/// What every stage of a compression needs: the machine, the heads, the memory they may use, and who watches.
-pub(super) struct Work<'a, E: Engine> {
-    pub(super) engine: &'a mut E,
-    pub(super) supply: &'a Supply<'a>,
-    /// Bytes that slices and batches may take together.
-    pub(super) memory: Option<u64>,
-    /// Heads and chunks of a batch.
-    pub(super) at_once: Option<usize>,
-    pub(super) scale: f32,
-    pub(super) observer: &'a mut dyn Observer,
-    /// Heads that are done; the first `given` of them were so before this run.
-    pub(super) finished: &'a mut Finished,
-    pub(super) given: usize,
-    /// The part of all the work that the stage in hand is: where it begins and how much it is.
-    pub(super) stage: (f64, f64),
-    /// Whether lengths are still to be decided: no head is finished by such work.
-    pub(super) planning: bool,
+/// One machine at work on the heads of a task.
+pub(super) struct Work<'e, 't, E: Engine> {
+    pub(super) engine: &'e mut E,
+    pub(super) task: Task<'t>,
     /// The heads in memory.
-    pub(super) slice: Slice,
+    slice: Slice,
 }
 
 /// Curvature pairs that the method needs.
@@ -41,7 +29,12 @@ pub(super) fn history(options: &Options) -> u32 {
     if options.method == Method::Kvsculpt { options.history } else { 0 }
 }
 
-impl<E: Engine> Work<'_, E> {
+impl<'e, 't, E: Engine> Work<'e, 't, E> {
+    pub(super) fn new(engine: &'e mut E, task: Task<'t>) -> Self {
+        let slice = Slice { heads: 0..0, bytes: 0 };
+        Self { engine, task, slice }
+    }
+
     /// Does `work` slice by slice, on all chunks of a slice's heads; what it gives is put together in the order of heads. Heads that are
     /// `done` are left out.
     pub(super) fn in_slices<T>(
@@ -52,7 +45,7 @@ impl<E: Engine> Work<'_, E> {
         mut work: impl FnMut(&mut Self, &[Problem], &mut Timings) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
         let engine = &*self.engine;
-        let slices = self.supply.slices(stage, |shapes| scratch(engine, shapes))?;
+        let slices = self.task.supply.slices(stage, |shapes| scratch(engine, shapes))?;
         let mut found = Vec::new();
         for slice in slices {
             tracing::debug!(heads = ?slice.heads, bytes = slice.bytes, "slice");
@@ -63,16 +56,16 @@ impl<E: Engine> Work<'_, E> {
                     continue;
                 }
                 // Reading may take long, and has no share of its own in what is done.
-                let (heads, before) = (self.supply.places.len(), self.slice.heads.start);
-                let fraction = self.stage.0 + self.stage.1 * before as f64 / heads as f64;
-                if !self.observer.progress(if self.planning { 0 } else { before }, heads, fraction) {
+                let (heads, before) = (self.task.supply.places.len(), self.slice.heads.start);
+                let fraction = self.task.stage.0 + self.task.stage.1 * before as f64 / heads as f64;
+                if !self.task.audience.progress(if self.task.planning { 0 } else { before }, fraction) {
                     return Err(Error::Cancelled);
                 }
                 let started = Instant::now();
-                let mut chunks = self.supply.read(head, stage)?;
+                let mut chunks = self.task.supply.read(head, stage)?;
                 timings.read += started.elapsed().as_secs_f64();
                 let started = Instant::now();
-                chunks::introduce(self.engine, &mut chunks, self.scale)?;
+                chunks::introduce(self.engine, &mut chunks, self.task.scale)?;
                 timings.teacher += started.elapsed().as_secs_f64();
                 problems.extend(chunks);
             }
@@ -92,7 +85,7 @@ impl<E: Engine> Work<'_, E> {
         timings: &mut Timings,
         mut finish: impl FnMut(&mut Self, &[Problem], Vec<Fitted>, &mut Timings) -> Result<T>,
     ) -> Result<Vec<T>> {
-        let count = self.supply.chunks.len();
+        let count = self.task.supply.chunks.len();
         // What chunks of a head change add up.
         let options = &Options {
             tolerance: options.tolerance / count as f64,
@@ -142,16 +135,16 @@ impl<E: Engine> Work<'_, E> {
         mut hand_over: impl FnMut(&mut Self, &[usize], Vec<T>, &mut Timings) -> Result<()>,
     ) -> Result<()> {
         let shapes = problems.iter().map(|problem| problem.shape()).collect::<Result<Vec<Shape>>>()?;
-        let budget = budget(&*self.engine, self.memory, &self.slice);
+        let budget = budget(&*self.engine, self.task.supply.memory, &self.slice);
         let engine = &*self.engine;
         let batches = schedule(&shapes, history, budget, |shapes| scratch(engine, shapes))?;
-        let batches = no_larger(batches, self.at_once);
+        let batches = no_larger(batches, self.task.at_once);
         let work: u64 = shapes.iter().map(Shape::work).sum::<u64>().max(1);
         let (mut done, mut work_done) = (finished, 0);
-        let (heads, chunks) = (self.supply.places.len(), self.supply.chunks.len());
+        let (heads, chunks) = (self.task.supply.places.len(), self.task.supply.chunks.len());
         // The slice's part of the stage, by its heads.
-        let part = |count: usize| count as f64 / heads as f64 * self.stage.1;
-        let (begin, share) = (self.stage.0 + part(self.slice.heads.start), part(self.slice.heads.len()));
+        let part = |count: usize| count as f64 / heads as f64 * self.task.stage.1;
+        let (begin, share) = (self.task.stage.0 + part(self.slice.heads.start), part(self.slice.heads.len()));
         for batch in batches {
             let members: Vec<&Problem> = batch.iter().map(|&head| problems[head]).collect();
             let sizes = batch.iter().map(|&head| shapes[head]).collect::<Vec<_>>();
@@ -163,15 +156,19 @@ impl<E: Engine> Work<'_, E> {
             let of_batch: u64 = sizes.iter().map(Shape::work).sum();
             let mut watch = |part: f64| {
                 let fraction = (work_done as f64 + part * of_batch as f64) / work as f64;
-                let finished = if self.planning { 0 } else { self.slice.heads.start + done / chunks };
-                if self.observer.progress(finished, heads, begin + share * fraction) {
+                let finished = if self.task.planning {
+                    0
+                } else {
+                    self.slice.heads.start + done / chunks
+                };
+                if self.task.audience.progress(finished, begin + share * fraction) {
                     Ok(())
                 } else {
                     Err(Error::Cancelled)
                 }
             };
             watch(0.0)?;
-            let found = stage(self.engine, &members, self.scale, timings, &mut watch)?;
+            let found = stage(self.engine, &members, self.task.scale, timings, &mut watch)?;
             hand_over(self, &batch, found, timings)?;
             done += batch.len();
             work_done += of_batch;

@@ -8,12 +8,14 @@ mod bound;
 mod candidates;
 mod chunks;
 mod compress;
+mod crew;
 mod curve_set;
 mod curves;
 mod descent;
 mod estimate;
 mod finished;
 mod fit;
+mod jobs;
 mod judge;
 mod keys;
 mod line_search;
@@ -26,6 +28,7 @@ mod seed;
 mod shards;
 mod size;
 mod supply;
+mod team;
 mod track;
 mod values;
 
@@ -36,6 +39,7 @@ pub use finished::{Finished, FinishedHead, Lengths};
 pub use judge::{Worth, judge};
 pub use recover::compress_recovering;
 pub use shards::{CompressedPart, compress_part, measure_curves, plan_curves, plan_part};
+pub use team::Team;
 
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +131,18 @@ pub struct Timings {
     pub keys: f64,
     /// Judging candidates on training, validation and probe rows.
     pub judge: f64,
+}
+
+impl Timings {
+    /// Adds those of another machine's work.
+    fn add(&mut self, other: Self) {
+        self.read += other.read;
+        self.budgets += other.budgets;
+        self.teacher += other.teacher;
+        self.values += other.values;
+        self.keys += other.keys;
+        self.judge += other.judge;
+    }
 }
 
 /// A finished compression.

@@ -56,11 +56,13 @@ struct Need {
     beside: u64,
 }
 
-/// All heads of a request.
-#[derive(Debug)]
+/// All heads of a request, or some of them.
+#[derive(Clone, Debug)]
 pub(super) struct Supply<'a> {
-    capture: &'a Capture,
-    request: &'a Request,
+    pub(super) capture: &'a Capture,
+    pub(super) request: &'a Request,
+    /// Bytes that slices and batches may take together.
+    pub(super) memory: Option<u64>,
     /// That of every head where all lengths are the same.
     pub(super) split: Split,
     /// The chunks of every head, whole.
@@ -81,6 +83,7 @@ impl<'a> Supply<'a> {
         Ok(Self {
             capture,
             request,
+            memory: request.memory,
             split,
             chunks: chunks::cut(split, request.options.chunk),
             all: places.iter().map(|place| (place.layer, place.head)).collect(),
@@ -89,12 +92,27 @@ impl<'a> Supply<'a> {
     }
 
     /// The heads of one shard alone.
-    pub(super) fn of_shard(mut self, shard: Shard) -> Self {
-        // What all work on a head grows with, as far as the header tells it: its query heads and channels.
+    pub(super) fn of_shard(&self, shard: Shard) -> Self {
+        self.only(&shard.members(&self.costs()))
+    }
+
+    /// What all work on each head grows with, as far as the header tells it: its query heads and channels.
+    pub(super) fn costs(&self) -> Vec<u64> {
         let cost = |place: &Place<'_>| (place.shape.query_heads / place.shape.kv_heads * (place.shape.dim + place.shape.value_dim)) as u64;
-        let costs: Vec<u64> = self.places.iter().map(cost).collect();
-        self.places = shard.members(&costs).into_iter().map(|head| self.places[head]).collect();
-        self
+        self.places.iter().map(cost).collect()
+    }
+
+    /// Some of the heads alone.
+    pub(super) fn only(&self, heads: &[usize]) -> Self {
+        Self {
+            places: heads.iter().map(|&head| self.places[head]).collect(),
+            ..self.clone()
+        }
+    }
+
+    /// The same heads, in so much memory.
+    pub(super) fn within(&self, memory: Option<u64>) -> Self {
+        Self { memory, ..self.clone() }
     }
 
     /// Layer and head of each.
@@ -189,7 +207,7 @@ impl<'a> Supply<'a> {
         let needs = (0..self.places.len())
             .map(|head| self.need(head, stage, &scratch))
             .collect::<Result<Vec<Need>>>()?;
-        let (usual, most) = match self.request.memory {
+        let (usual, most) = match self.memory {
             Some(memory) => (memory / 2, memory),
             None => (USUAL_SLICE, u64::MAX),
         };

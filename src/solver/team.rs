@@ -1,0 +1,194 @@
+//! Several machines in one process that share the heads of a compression.
+//!
+//! Heads are independent, so a head has the same bits whoever works on it, as long as it is a machine of the same kind. Machines that
+//! differ (two makes of GPU, a GPU and the CPU engine) round differently. So which machine a head goes to is decided by the capture's
+//! header, the request and the list of machines alone, never by who is free first: the same input gives the same output on the same list.
+
+use std::num::NonZeroU32;
+
+use super::compress::{chosen_layers, run};
+use super::crew::{Crew, some};
+use super::estimate::{Needs, estimate_by};
+use super::jobs::{Alone, Single};
+use super::shards::{curves_by, part_by};
+use super::supply::Supply;
+use super::{CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, check};
+use crate::batch::{Shard, deal};
+use crate::cache::Capture;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+
+/// Machines that share the heads of a compression, each on a thread of its own.
+///
+/// A head that one of them works on has the bits that the machine would give it alone: the result of equal machines is that of one. The
+/// heads are [dealt out](deal) by what the capture's header says of them and by each machine's share. Each machine recovers from failures
+/// as in [`compress_recovering`](super::compress_recovering): what is left of its heads is tried again on a fresh device. One that fails for
+/// good ends the work of all, and what is finished can be given again.
+///
+/// The request's memory is divided evenly among the machines; without a bound each takes what it would take alone. Seconds by stage are
+/// added up over machines, so that together they are more than the clock shows.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// use kvsculpt::{cpu::CpuEngine, solver::{Finished, Request, Team, compress}};
+///
+/// let mut request = Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// let (mut one, mut other) = (CpuEngine::new(), CpuEngine::new());
+/// let alone = compress(&mut one, &capture, &request, &mut ())?;
+/// let mut team = Team::new().with(&mut one).with(&mut other);
+/// let together = team.compress(&capture, &request, &mut Finished::default(), &mut ())?;
+/// assert_eq!(together.compressed, alone.compressed);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Team<'a> {
+    members: Vec<Member<'a>>,
+}
+
+/// One of the machines.
+struct Member<'a> {
+    name: String,
+    share: NonZeroU32,
+    machine: Box<dyn Single + Send + 'a>,
+}
+
+impl std::fmt::Debug for Team<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let members = self.members.iter().map(|member| (&member.name, member.share));
+        formatter.debug_map().entries(members).finish()
+    }
+}
+
+impl<'a> Team<'a> {
+    /// Nobody yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With one machine more, which gets as many heads as any other.
+    #[must_use]
+    pub fn with<E: Engine + Send>(self, engine: &'a mut E) -> Self {
+        self.with_share(engine, NonZeroU32::MIN)
+    }
+
+    /// With one machine more, whose part of the heads is as this share to all shares. For machines of different speeds; the shares are
+    /// among what decides which machine a head goes to, and so the last bits where machines differ in kind.
+    #[must_use]
+    pub fn with_share<E: Engine + Send>(mut self, engine: &'a mut E, share: NonZeroU32) -> Self {
+        self.members.push(Member {
+            name: engine.name(),
+            share,
+            machine: Box::new(Alone(engine)),
+        });
+        self
+    }
+
+    /// [`compress_recovering`](super::compress_recovering) by all of them.
+    ///
+    /// # Errors
+    /// As [`compress_recovering`](super::compress_recovering); [`Error::Shape`] where there is no machine; [`Error::Unsupported`] where the system has no
+    /// thread to give.
+    pub fn compress(
+        &mut self,
+        capture: &Capture,
+        request: &Request,
+        finished: &mut Finished,
+        observer: &mut dyn Observer,
+    ) -> Result<Compression> {
+        self.at_work(request, |crew| run(crew, capture, request, finished, observer))
+    }
+
+    /// [`measure_curves`](super::measure_curves) by all of them.
+    ///
+    /// # Errors
+    /// As [`measure_curves`](super::measure_curves) and [`Team::compress`].
+    pub fn measure_curves(&mut self, capture: &Capture, request: &Request, shard: Shard, observer: &mut dyn Observer) -> Result<CurveSet> {
+        self.at_work(request, |crew| curves_by(crew, capture, request, shard, observer))
+    }
+
+    /// [`compress_part`](super::compress_part) by all of them.
+    ///
+    /// # Errors
+    /// As [`compress_part`](super::compress_part) and [`Team::compress`].
+    pub fn compress_part(
+        &mut self,
+        capture: &Capture,
+        request: &Request,
+        shard: Shard,
+        observer: &mut dyn Observer,
+    ) -> Result<CompressedPart> {
+        self.at_work(request, |crew| part_by(crew, capture, request, shard, observer))
+    }
+
+    /// [`estimate`](super::estimate) for all of them: bytes of the host together, of the device the most that one of them needs.
+    ///
+    /// # Errors
+    /// As [`estimate`](super::estimate).
+    pub fn estimate(&self, capture: &Capture, request: &Request) -> Result<Estimate> {
+        let memory = self.memory_of_one(request);
+        let needs = |supply: &Supply<'_>, free: &[Vec<usize>]| {
+            let mut all = Needs::default();
+            for (member, heads) in self.members.iter().zip(self.dealt(supply)) {
+                if !heads.is_empty() {
+                    let found = member.machine.needs(&supply.only(&heads).within(memory), &some(free, &heads))?;
+                    all.host_bytes += found.host_bytes;
+                    all.device_bytes = all.device_bytes.max(found.device_bytes);
+                    all.batches += found.batches;
+                }
+            }
+            Ok(all)
+        };
+        estimate_by(capture, request, needs).map_err(|error| self.of_all(request, error))
+    }
+
+    /// Layer and head of what each machine would work on, by the order in which they came.
+    ///
+    /// # Errors
+    /// As [`check`].
+    pub fn division(&self, capture: &Capture, request: &Request) -> Result<Vec<Vec<(usize, usize)>>> {
+        let split = check(capture, request)?;
+        let supply = Supply::new(capture, request, &chosen_layers(capture, request)?, split)?;
+        Ok(self.dealt(&supply).iter().map(|heads| supply.only(heads).heads()).collect())
+    }
+
+    fn shares(&self) -> Vec<NonZeroU32> {
+        self.members.iter().map(|member| member.share).collect()
+    }
+
+    fn dealt(&self, supply: &Supply<'_>) -> Vec<Vec<usize>> {
+        deal(&supply.costs(), &self.shares())
+    }
+
+    fn memory_of_one(&self, request: &Request) -> Option<u64> {
+        request.memory.map(|memory| memory / (self.members.len() as u64).max(1))
+    }
+
+    /// Memory that one machine's part of it does not do for, told as that of all.
+    fn of_all(&self, request: &Request, error: Error) -> Error {
+        let count = self.members.len() as u64;
+        match error {
+            Error::OutOfMemory { label, bytes, available } if count > 1 && Some(available) == self.memory_of_one(request) => {
+                Error::OutOfMemory {
+                    label: format!("{label} on each of {count} machines"),
+                    bytes: bytes.saturating_mul(count),
+                    available: request.memory.unwrap_or(available),
+                }
+            }
+            other => other,
+        }
+    }
+
+    fn at_work<T>(&mut self, request: &Request, work: impl FnOnce(&mut Crew<'_>) -> Result<T>) -> Result<T> {
+        if self.members.is_empty() {
+            return Err(Error::shape("team", "has no machine; give it one with `with`"));
+        }
+        let (shares, memory) = (self.shares(), self.memory_of_one(request));
+        let machines = self.members.iter_mut().map(|member| member.machine.as_mut());
+        let done = work(&mut Crew::new(machines, shares, memory));
+        done.map_err(|error| self.of_all(request, error))
+    }
+}
