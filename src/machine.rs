@@ -16,6 +16,8 @@
 //! # }
 //! ```
 
+mod several;
+
 use serde::Serialize;
 
 use crate::batch::Shard;
@@ -34,6 +36,8 @@ use crate::solver::{
 };
 use crate::timed::{Cost, Timed, Traffic, dearest_first};
 use crate::{Error, Options, Result};
+
+pub use several::{Several, choose_several};
 
 /// What is to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,16 +184,19 @@ pub enum Machine {
     /// On the processor.
     #[cfg(feature = "cpu")]
     Cpu(CpuEngine),
+    /// Several, of either kind, that share the heads.
+    Several(Several),
 }
 
 impl Machine {
-    /// `gpu` or `cpu`.
+    /// `gpu` or `cpu`; `mixed` where several machines share the work and are not all of one kind.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Gpu(_) => "gpu",
             #[cfg(feature = "cpu")]
             Self::Cpu(_) => "cpu",
+            Self::Several(several) => several.kind(),
         }
     }
 
@@ -200,6 +207,7 @@ impl Machine {
             Self::Gpu(engine) => engine.name(),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => engine.name(),
+            Self::Several(several) => several.name(),
         }
     }
 
@@ -218,6 +226,7 @@ impl Machine {
             Self::Gpu(engine) => engine.gpu().enable_timings(),
             #[cfg(feature = "cpu")]
             Self::Cpu(_) => true,
+            Self::Several(several) => several.enable_timings(),
         }
     }
 
@@ -246,25 +255,15 @@ impl Machine {
         finished: &mut Finished,
         observer: &mut dyn Observer,
     ) -> Result<(Compression, Measured)> {
-        let (compression, measured) = match self {
-            Self::Gpu(engine) => {
-                // A device that is lost already is opened afresh by the work itself.
-                let earlier = engine.gpu().timings().unwrap_or_default();
-                let submissions = engine.gpu().submissions();
-                let (compression, mut measured) = watch(engine.as_mut(), capture, request, finished, observer)?;
-                // The short cache is whole, whatever has become of the clock.
-                let kernels = engine.gpu().timings().unwrap_or_default();
-                if !kernels.is_empty() {
-                    measured.kernels = true;
-                    measured.costs = since(&earlier, &kernels);
-                }
-                let all = engine.gpu().submissions();
-                measured.traffic.submissions = all.checked_sub(submissions).unwrap_or(all);
-                (compression, measured)
-            }
+        // A device that is lost already is opened afresh by the work itself.
+        let before = self.clock();
+        let (compression, mut measured) = match self {
+            Self::Gpu(engine) => watch(engine.as_mut(), capture, request, finished, observer)?,
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => watch(engine, capture, request, finished, observer)?,
+            Self::Several(several) => several.compress_from(capture, request, finished, observer)?,
         };
+        self.complete(&before, &mut measured);
         let traffic = measured.traffic;
         tracing::debug!(
             submissions = traffic.submissions,
@@ -278,12 +277,36 @@ impl Machine {
         Ok((compression, measured))
     }
 
-    /// [`self_test`] of this machine.
+    /// What the device has measured of its own so far.
+    fn clock(&mut self) -> Clock {
+        match self {
+            Self::Gpu(engine) => Clock {
+                kernels: engine.gpu().timings().unwrap_or_default(),
+                submissions: engine.gpu().submissions(),
+            },
+            _ => Clock::default(),
+        }
+    }
+
+    /// Puts what the device has measured since then in the place of what the host did.
+    fn complete(&mut self, before: &Clock, measured: &mut Measured) {
+        let Self::Gpu(_) = self else { return };
+        // The short cache is whole, whatever has become of the clock.
+        let now = self.clock();
+        if !now.kernels.is_empty() {
+            measured.kernels = true;
+            measured.costs = since(&before.kernels, &now.kernels);
+        }
+        measured.traffic.submissions = now.submissions.checked_sub(before.submissions).unwrap_or(now.submissions);
+    }
+
+    /// [`self_test`] of this machine; of several, the checks of all, one machine after the other.
     pub fn self_test(&mut self, dims: Dims) -> Vec<Check> {
         match self {
             Self::Gpu(engine) => self_test(engine.as_mut(), dims),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => self_test(engine, dims),
+            Self::Several(several) => several.each().flat_map(|machine| machine.self_test(dims)).collect(),
         }
     }
 
@@ -296,6 +319,7 @@ impl Machine {
             Self::Gpu(engine) => measure_curves(engine.as_mut(), capture, request, shard, observer),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => measure_curves(engine, capture, request, shard, observer),
+            Self::Several(several) => several.together(|mut team| team.measure_curves(capture, request, shard, observer)),
         }
     }
 
@@ -314,6 +338,7 @@ impl Machine {
             Self::Gpu(engine) => compress_part(engine.as_mut(), capture, request, shard, observer),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => compress_part(engine, capture, request, shard, observer),
+            Self::Several(several) => several.together(|mut team| team.compress_part(capture, request, shard, observer)),
         }
     }
 
@@ -326,10 +351,11 @@ impl Machine {
             Self::Gpu(engine) => estimate(engine.as_ref(), capture, request),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => estimate(engine, capture, request),
+            Self::Several(several) => several.estimate(capture, request),
         }
     }
 
-    /// [`judge`] on this machine.
+    /// [`judge`] on this machine; of several, on the first.
     ///
     /// # Errors
     /// Those of [`judge`].
@@ -344,6 +370,7 @@ impl Machine {
             Self::Gpu(engine) => judge(engine.as_mut(), capture, caches, options, observer),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => judge(engine, capture, caches, options, observer),
+            Self::Several(several) => several.first().judge(capture, caches, options, observer),
         }
     }
 }
@@ -361,6 +388,17 @@ pub struct Measured {
     pub traffic: Traffic,
 }
 
+impl<E: Engine> Timed<'_, E> {
+    /// What it has seen so far.
+    fn measured(&self) -> Measured {
+        Measured {
+            kernels: false,
+            costs: self.costs(),
+            traffic: self.traffic(),
+        }
+    }
+}
+
 fn watch<E: Engine>(
     engine: &mut E,
     capture: &Capture,
@@ -370,12 +408,14 @@ fn watch<E: Engine>(
 ) -> Result<(Compression, Measured)> {
     let mut timed = Timed::new(engine);
     let compression = compress_recovering(&mut timed, capture, request, finished, observer)?;
-    let measured = Measured {
-        kernels: false,
-        costs: timed.costs(),
-        traffic: timed.traffic(),
-    };
-    Ok((compression, measured))
+    Ok((compression, timed.measured()))
+}
+
+/// A device's own measurements, up to some moment.
+#[derive(Debug, Default)]
+struct Clock {
+    kernels: Vec<Timing>,
+    submissions: u64,
 }
 
 /// What kernels cost beyond what they had cost before; all of it where they ran on another device before.

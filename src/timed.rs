@@ -39,6 +39,18 @@ pub struct Traffic {
     pub submissions: u64,
 }
 
+impl Traffic {
+    /// Adds that of another machine.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.reads += other.reads;
+        self.bytes_read += other.bytes_read;
+        self.writes += other.writes;
+        self.bytes_written += other.bytes_written;
+        self.evaluations += other.evaluations;
+        self.submissions += other.submissions;
+    }
+}
+
 /// An engine whose operations are counted and timed by the clock.
 ///
 /// Where an engine defers work, as a GPU does, an operation's time is only that of handing it over, and the time of

@@ -39,7 +39,8 @@ pub use finished::{Finished, FinishedHead, Lengths};
 pub use judge::{Worth, judge};
 pub use recover::compress_recovering;
 pub use shards::{CompressedPart, compress_part, measure_curves, plan_curves, plan_part};
-pub use team::Team;
+pub(crate) use team::{Size, estimate_together};
+pub use team::{Team, division};
 
 use serde::{Deserialize, Serialize};
 

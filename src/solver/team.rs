@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 
 use super::compress::{chosen_layers, run};
 use super::crew::{Crew, some};
-use super::estimate::{Needs, estimate_by};
+use super::estimate::{Needs, estimate_by, needs};
 use super::jobs::{Alone, Single};
 use super::shards::{curves_by, part_by};
 use super::supply::Supply;
@@ -129,66 +129,97 @@ impl<'a> Team<'a> {
     /// # Errors
     /// As [`estimate`](super::estimate).
     pub fn estimate(&self, capture: &Capture, request: &Request) -> Result<Estimate> {
-        let memory = self.memory_of_one(request);
-        let needs = |supply: &Supply<'_>, free: &[Vec<usize>]| {
-            let mut all = Needs::default();
-            for (member, heads) in self.members.iter().zip(self.dealt(supply)) {
-                if !heads.is_empty() {
-                    let found = member.machine.needs(&supply.only(&heads).within(memory), &some(free, &heads))?;
-                    all.host_bytes += found.host_bytes;
-                    all.device_bytes = all.device_bytes.max(found.device_bytes);
-                    all.batches += found.batches;
-                }
-            }
-            Ok(all)
-        };
-        estimate_by(capture, request, needs).map_err(|error| self.of_all(request, error))
+        let sizes = self
+            .members
+            .iter()
+            .map(|member| Size::new(|supply, free| member.machine.needs(supply, free)));
+        estimate_together(&sizes.collect::<Vec<_>>(), &self.shares(), capture, request)
     }
 
-    /// Layer and head of what each machine would work on, by the order in which they came.
+    /// Layer and head of what each machine would work on, by the order in which they came; see [`division`].
     ///
     /// # Errors
     /// As [`check`].
     pub fn division(&self, capture: &Capture, request: &Request) -> Result<Vec<Vec<(usize, usize)>>> {
-        let split = check(capture, request)?;
-        let supply = Supply::new(capture, request, &chosen_layers(capture, request)?, split)?;
-        Ok(self.dealt(&supply).iter().map(|heads| supply.only(heads).heads()).collect())
+        division(capture, request, &self.shares())
     }
 
     fn shares(&self) -> Vec<NonZeroU32> {
         self.members.iter().map(|member| member.share).collect()
     }
 
-    fn dealt(&self, supply: &Supply<'_>) -> Vec<Vec<usize>> {
-        deal(&supply.costs(), &self.shares())
-    }
-
-    fn memory_of_one(&self, request: &Request) -> Option<u64> {
-        request.memory.map(|memory| memory / (self.members.len() as u64).max(1))
-    }
-
-    /// Memory that one machine's part of it does not do for, told as that of all.
-    fn of_all(&self, request: &Request, error: Error) -> Error {
-        let count = self.members.len() as u64;
-        match error {
-            Error::OutOfMemory { label, bytes, available } if count > 1 && Some(available) == self.memory_of_one(request) => {
-                Error::OutOfMemory {
-                    label: format!("{label} on each of {count} machines"),
-                    bytes: bytes.saturating_mul(count),
-                    available: request.memory.unwrap_or(available),
-                }
-            }
-            other => other,
-        }
-    }
-
     fn at_work<T>(&mut self, request: &Request, work: impl FnOnce(&mut Crew<'_>) -> Result<T>) -> Result<T> {
         if self.members.is_empty() {
             return Err(Error::shape("team", "has no machine; give it one with `with`"));
         }
-        let (shares, memory) = (self.shares(), self.memory_of_one(request));
+        let shares = self.shares();
+        let count = shares.len();
+        let memory = memory_of_one(request, count);
         let machines = self.members.iter_mut().map(|member| member.machine.as_mut());
         let done = work(&mut Crew::new(machines, shares, memory));
-        done.map_err(|error| self.of_all(request, error))
+        done.map_err(|error| of_all(request, count, error))
     }
+}
+
+/// Layer and head of what each of several machines with these shares works on: a pure function of the capture's header, the request and
+/// the shares.
+///
+/// # Errors
+/// As [`check`].
+pub fn division(capture: &Capture, request: &Request, shares: &[NonZeroU32]) -> Result<Vec<Vec<(usize, usize)>>> {
+    let split = check(capture, request)?;
+    let supply = Supply::new(capture, request, &chosen_layers(capture, request)?, split)?;
+    let dealt = deal(&supply.costs(), shares);
+    Ok(dealt.iter().map(|heads| supply.only(heads).heads()).collect())
+}
+
+/// The part of the memory that each of so many machines has.
+fn memory_of_one(request: &Request, machines: usize) -> Option<u64> {
+    request.memory.map(|memory| memory / (machines as u64).max(1))
+}
+
+/// Memory that one machine's part of it does not do for, told as that of all.
+fn of_all(request: &Request, machines: usize, error: Error) -> Error {
+    match error {
+        Error::OutOfMemory { label, bytes, available } if machines > 1 && Some(available) == memory_of_one(request, machines) => {
+            Error::OutOfMemory {
+                label: format!("{label} on each of {machines} machines"),
+                bytes: bytes.saturating_mul(machines as u64),
+                available: request.memory.unwrap_or(available),
+            }
+        }
+        other => other,
+    }
+}
+
+/// How a machine says what some heads take of it.
+pub(crate) struct Size<'a>(Box<dyn Fn(&Supply<'_>, &[Vec<usize>]) -> Result<Needs> + 'a>);
+
+impl<'a> Size<'a> {
+    fn new(size: impl Fn(&Supply<'_>, &[Vec<usize>]) -> Result<Needs> + 'a) -> Self {
+        Self(Box::new(size))
+    }
+
+    /// That of an engine.
+    pub(crate) fn of<E: Engine>(engine: &'a E) -> Self {
+        Self::new(|supply, free| needs(engine, supply, free))
+    }
+}
+
+/// [`Team::estimate`] for machines of these sizes and shares.
+pub(crate) fn estimate_together(sizes: &[Size<'_>], shares: &[NonZeroU32], capture: &Capture, request: &Request) -> Result<Estimate> {
+    let memory = memory_of_one(request, shares.len());
+    let needs = |supply: &Supply<'_>, free: &[Vec<usize>]| {
+        let mut all = Needs::default();
+        for (size, heads) in sizes.iter().zip(deal(&supply.costs(), shares)) {
+            if !heads.is_empty() {
+                let found = size.0(&supply.only(&heads).within(memory), &some(free, &heads))?;
+                all.host_bytes += found.host_bytes;
+                all.device_bytes = all.device_bytes.max(found.device_bytes);
+                all.batches += found.batches;
+            }
+        }
+        Ok(all)
+    };
+    estimate_by(capture, request, needs).map_err(|error| of_all(request, shares.len(), error))
 }
