@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::Timings;
+use super::ahead::Ahead;
 use super::chunks;
 use super::fit::{Fitted, fit};
 use super::jobs::Task;
@@ -31,11 +32,11 @@ pub(super) fn history(options: &Options) -> u32 {
 
 impl<'e, 't, E: Engine> Work<'e, 't, E> {
     pub(super) fn new(engine: &'e mut E, task: Task<'t>) -> Self {
-        let slice = Slice { heads: 0..0, bytes: 0 };
+        let slice = Slice::NONE;
         Self { engine, task, slice }
     }
 
-    /// Does `work` slice by slice, on all chunks of a slice's heads; what it gives is put together in the order of heads. Heads that are
+    /// Does `work` slice by slice, on all chunks of a slice's heads, while the next slice is read where there is room for it; what it gives is put together in the order of heads. Heads that are
     /// `done` are left out.
     pub(super) fn in_slices<T>(
         &mut self,
@@ -44,36 +45,49 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
         timings: &mut Timings,
         mut work: impl FnMut(&mut Self, &[Problem], &mut Timings) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
-        let engine = &*self.engine;
-        let slices = self.task.supply.slices(stage, |shapes| scratch(engine, shapes))?;
-        let mut found = Vec::new();
-        for slice in slices {
-            tracing::debug!(heads = ?slice.heads, bytes = slice.bytes, "slice");
-            self.slice = slice.clone();
-            let mut problems = Vec::new();
-            for head in slice.heads {
-                if done.get(head) == Some(&true) {
-                    continue;
-                }
-                // Reading may take long, and has no share of its own in what is done.
-                let (heads, before) = (self.task.supply.places.len(), self.slice.heads.start);
-                let fraction = self.task.stage.0 + self.task.stage.1 * before as f64 / heads as f64;
-                if !self.task.audience.progress(if self.task.planning { 0 } else { before }, fraction) {
-                    return Err(Error::Cancelled);
-                }
+        let (engine, supply) = (&*self.engine, self.task.supply);
+        let slices = supply.slices(stage, |shapes| scratch(engine, shapes))?;
+        let open = |slice: &Slice| slice.heads.clone().filter(|&head| done.get(head) != Some(&true)).collect();
+        let read = move |head| supply.read(head, stage);
+        std::thread::scope(|scope| {
+            let mut found = Vec::new();
+            let mut ahead = None;
+            for (slice, next) in slices.iter().zip(slices.iter().skip(1).map(Some).chain([None])) {
+                tracing::debug!(heads = ?slice.heads, bytes = slice.bytes, ahead = slice.ahead, "slice");
+                self.slice = slice.clone();
                 let started = Instant::now();
-                let mut chunks = self.task.supply.read(head, stage)?;
+                let reading = ahead
+                    .take()
+                    .unwrap_or_else(|| Ahead::start(scope, open(slice), supply.readers(slice, false), read));
+                let mut heads = reading.all(|| self.go_on())?;
                 timings.read += started.elapsed().as_secs_f64();
                 let started = Instant::now();
-                chunks::introduce(self.engine, &mut chunks, self.task.scale)?;
+                for chunks in &mut heads {
+                    self.go_on()?;
+                    chunks::introduce(self.engine, chunks, self.task.scale)?;
+                }
                 timings.teacher += started.elapsed().as_secs_f64();
-                problems.extend(chunks);
+                let problems: Vec<Problem> = heads.into_iter().flatten().collect();
+                ahead = next
+                    .filter(|_| slice.ahead > 0)
+                    .map(|next| Ahead::start(scope, open(next), supply.readers(next, true), read));
+                if !problems.is_empty() {
+                    found.extend(work(self, &problems, timings)?);
+                }
             }
-            if !problems.is_empty() {
-                found.extend(work(self, &problems, timings)?);
-            }
+            Ok(found)
+        })
+    }
+
+    /// Asks whether to go on while heads are read, which may take long and has no share of its own in what is done.
+    fn go_on(&mut self) -> Result<()> {
+        let (task, before) = (&mut self.task, self.slice.heads.start);
+        let fraction = task.stage.0 + task.stage.1 * before as f64 / task.supply.places.len() as f64;
+        if task.audience.progress(if task.planning { 0 } else { before }, fraction) {
+            Ok(())
+        } else {
+            Err(Error::Cancelled)
         }
-        Ok(found)
     }
 
     /// Fits these heads and chunks, those that keep everything without any work. Each head is given to `finish` with its chunks as soon as
@@ -184,13 +198,13 @@ pub(super) fn no_larger(batches: Vec<Vec<usize>>, at_once: Option<usize>) -> Vec
     pieces.map(<[usize]>::to_vec).collect()
 }
 
-/// What batches may take beside a slice, of the memory there is for both.
+/// What batches may take beside a slice and what is read ahead, of the memory there is for all.
 pub(super) fn budget<E: Engine>(engine: &E, memory: Option<u64>, slice: &Slice) -> Budget {
     let array = engine.max_array_bytes();
     Budget {
         // A device does not say how much memory it has; its largest array is a cautious guess.
         total: match memory {
-            Some(memory) => memory.saturating_sub(slice.bytes),
+            Some(memory) => memory.saturating_sub(slice.bytes + slice.ahead),
             None => array.max(1 << 30),
         },
         array,

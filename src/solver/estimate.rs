@@ -104,7 +104,7 @@ pub(super) fn needs<E: Engine>(engine: &E, supply: &Supply<'_>, free: &[Vec<usiz
     let stage = Stage::Fit { free, history };
     let slices = supply.slices(stage, |shapes| scratch(engine, shapes))?;
     let mut found = Needs::default();
-    found.host_bytes = slices.iter().map(|slice| slice.bytes).max().unwrap_or(0);
+    found.host_bytes = slices.iter().map(|slice| slice.bytes + slice.ahead).max().unwrap_or(0);
     for slice in slices {
         let mut shapes = Vec::new();
         for head in slice.heads.clone() {

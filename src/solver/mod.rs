@@ -1,5 +1,6 @@
 //! Says in what order: teacher, seed, values ⇄ keys, line search, stop. Names no wgpu.
 
+mod ahead;
 mod allocation;
 mod assembled;
 mod batches;
@@ -119,7 +120,7 @@ pub const PLANNING: f64 = 0.15;
 /// Seconds by stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
-    /// Reading the capture and drawing rows.
+    /// Waiting for heads to be read from the capture and their rows to be drawn. What is read while the machine works does not count.
     pub read: f64,
     /// Error curves and budgets.
     #[serde(default)]

@@ -1,5 +1,6 @@
 //! The heads of a request, read from the capture slice by slice, so that no more of it is in memory than may be.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use super::Request;
@@ -8,13 +9,16 @@ use super::chunks;
 use super::problem::{Cut, Problem};
 use super::rows;
 use crate::batch::{Shape, Shard, need};
-use crate::cache::{Capture, Dtype, LayerShape};
+use crate::cache::{CHUNK, Capture, Dtype, LayerShape};
 use crate::engine::Dims;
 use crate::error::{Error, Result};
 use crate::options::Split;
 
 /// Bytes of heads that are read at once where the request does not say what memory there is.
 pub(super) const USUAL_SLICE: u64 = 1 << 30;
+
+/// More threads than this wait for memory and the disk rather than read.
+const MOST_READERS: usize = 8;
 
 /// Where a head is in the capture.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +49,20 @@ pub(super) enum Stage<'a> {
 pub(super) struct Slice {
     pub(super) heads: Range<usize>,
     pub(super) bytes: u64,
+    /// What reading one of its heads takes beside that, at most.
+    reading: u64,
+    /// What the next slice and reading it take, where it is read while this one is worked on; else 0.
+    pub(super) ahead: u64,
+}
+
+impl Slice {
+    /// No heads.
+    pub(super) const NONE: Self = Self {
+        heads: 0..0,
+        bytes: 0,
+        reading: 0,
+        ahead: 0,
+    };
 }
 
 /// Bytes that a head takes.
@@ -52,6 +70,8 @@ pub(super) struct Slice {
 struct Need {
     /// While its slice is worked on, its results counted in.
     host: u64,
+    /// Beside that while it is read.
+    reading: u64,
     /// Beside that, at most: while it is read, or while one of its chunks alone is on the engine.
     beside: u64,
 }
@@ -200,6 +220,8 @@ impl<'a> Supply<'a> {
     }
 
     /// Heads in their order, in slices that leave as much of the memory to the engine as they take; a head that needs more gets more.
+    /// Where all heads do not fit, slices are half as large, and each is read while the one before it is worked on, if there is room
+    /// for both.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] where a head alone takes more than there is, with the least that would do for all.
@@ -219,24 +241,34 @@ impl<'a> Supply<'a> {
                 available: most,
             });
         }
-        let mut slices: Vec<Slice> = Vec::new();
-        let mut beside = 0;
-        for (head, need) in needs.into_iter().enumerate() {
-            if let Some(slice) = slices.last_mut() {
-                let bytes = slice.bytes + need.host;
-                let largest = need.beside.max(beside);
-                if bytes <= usual && bytes.saturating_add(largest) <= most {
-                    (slice.heads.end, slice.bytes, beside) = (head + 1, bytes, largest);
-                    continue;
-                }
+        let together = packed(&needs, usual, most);
+        if together.len() < 2 {
+            return Ok(together);
+        }
+        let mut slices = packed(&needs, usual / 2, most);
+        for number in 1..slices.len() {
+            let ahead = slices[number].bytes.saturating_add(slices[number].reading);
+            let slice = &mut slices[number - 1];
+            let beside = needs[slice.heads.clone()].iter().map(|need| need.beside).max().unwrap_or(0);
+            if slice.bytes.saturating_add(beside).saturating_add(ahead) <= most {
+                slice.ahead = ahead;
             }
-            beside = need.beside;
-            slices.push(Slice {
-                heads: head..head + 1,
-                bytes: need.host,
-            });
         }
         Ok(slices)
+    }
+
+    /// How many threads read a slice: none beside the caller's where memory is short.
+    pub(super) fn readers(&self, slice: &Slice, is_ahead: bool) -> usize {
+        let most = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST_READERS);
+        match self.memory {
+            None => most,
+            // Its one reader is all that was reckoned with.
+            Some(_) if is_ahead => 1,
+            Some(memory) => {
+                let room = memory.saturating_sub(slice.bytes) / slice.reading.max(1);
+                usize::try_from(room).map_or(most, |room| if room < 2 { 0 } else { room.min(most) })
+            }
+        }
     }
 
     fn need(&self, head: usize, stage: Stage<'_>, scratch: &impl Fn(&[Shape]) -> u64) -> Result<Need> {
@@ -260,7 +292,8 @@ impl<'a> Supply<'a> {
             + layer.probe_rows.unwrap_or(0)
             + if layer.query && made.is_none() { self.split.tokens } else { 0 };
         let drawn = 4 * width * drawn.iter().sum::<usize>() as u64;
-        let mut beside = pairs + floats(group * read_rows * layer.dim) + 2 * drawn + made.unwrap_or(0);
+        let reading = pairs + pairs.min(CHUNK as u64) + floats(group * read_rows * layer.dim) + 2 * drawn + made.unwrap_or(0);
+        let mut beside = reading;
         let is_cut = shapes.len() > 1;
         // A state of the others for each chunk, and the teacher's.
         let mut host = pairs + queries + if is_cut { state * (shapes.len() as u64 + 1) } else { 0 };
@@ -284,8 +317,33 @@ impl<'a> Supply<'a> {
                 beside = beside.max(need(&[shape], history, scratch(&[shape])));
             }
         }
-        Ok(Need { host, beside })
+        Ok(Need { host, reading, beside })
     }
+}
+
+/// Consecutive heads together, up to `usual` bytes and where what they take beside that is within `most`.
+fn packed(needs: &[Need], usual: u64, most: u64) -> Vec<Slice> {
+    let mut slices: Vec<Slice> = Vec::new();
+    let mut beside = 0;
+    for (head, need) in needs.iter().enumerate() {
+        if let Some(slice) = slices.last_mut() {
+            let bytes = slice.bytes + need.host;
+            let largest = need.beside.max(beside);
+            if bytes <= usual && bytes.saturating_add(largest) <= most {
+                (slice.heads.end, slice.bytes, beside) = (head + 1, bytes, largest);
+                slice.reading = slice.reading.max(need.reading);
+                continue;
+            }
+        }
+        beside = need.beside;
+        slices.push(Slice {
+            heads: head..head + 1,
+            bytes: need.host,
+            reading: need.reading,
+            ahead: 0,
+        });
+    }
+    slices
 }
 
 #[cfg(test)]
@@ -328,5 +386,47 @@ mod tests {
                 assert_eq!(slices.iter().flat_map(|slice| slice.heads.clone()).collect::<Vec<_>>(), [0, 1, 2]);
             }
         }
+    }
+
+    /// The next slice is read ahead where both find room, and nowhere else.
+    #[test]
+    fn slices_and_what_is_read_ahead_stay_within_memory() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2-layer20.safetensors");
+        let capture = Capture::open(&path).unwrap();
+        let request = Request::default();
+        let split = Split::uniform(capture.tokens, &request.options).unwrap();
+        let supply = Supply::new(&capture, &request, &capture.layers, split).unwrap();
+        let free = vec![vec![500]; 3];
+        let stage = Stage::Fit { free: &free, history: 10 };
+        let slices = |memory| supply.within(memory).slices(stage, |_| 0);
+        let all = slices(None).unwrap();
+        assert_eq!((all.len(), all[0].ahead), (1, 0));
+        let Err(Error::OutOfMemory { bytes: least, .. }) = slices(Some(1)) else {
+            panic!("one byte is enough");
+        };
+        let (mut ahead, mut apart) = (0, 0);
+        for tenths in 10..60 {
+            let memory = least * tenths / 10;
+            let slices = slices(Some(memory)).unwrap();
+            assert_eq!(slices.iter().flat_map(|slice| slice.heads.clone()).collect::<Vec<_>>(), [0, 1, 2]);
+            assert_eq!(slices.last().map(|slice| slice.ahead), Some(0));
+            for (number, slice) in slices.iter().enumerate() {
+                assert!(slice.bytes + slice.ahead <= memory);
+                // What one head alone takes is left beside it.
+                let need = supply.need(slice.heads.start, stage, &|_: &[Shape]| 0).unwrap();
+                assert!(slice.bytes + slice.ahead + need.beside <= memory);
+                match slices.get(number + 1) {
+                    Some(next) if slice.ahead > 0 => {
+                        ahead += 1;
+                        assert!(slice.ahead > next.bytes + need.reading / 2);
+                        assert_eq!(supply.within(Some(memory)).readers(next, true), 1);
+                    }
+                    Some(_) => apart += 1,
+                    None => {}
+                }
+            }
+        }
+        assert!(ahead > 0 && apart > 0, "{ahead} {apart}");
+        assert_eq!(supply.within(Some(least)).readers(&slices(Some(least)).unwrap()[0], false), 0);
     }
 }
