@@ -274,6 +274,9 @@ impl Machine {
             bytes_written = traffic.bytes_written,
             "traffic"
         );
+        if traffic.rounds.count > 0 {
+            tracing::debug!("{}", traffic.rounds);
+        }
         Ok((compression, measured))
     }
 

@@ -1,12 +1,13 @@
 //! An engine that is watched: how long its operations take and what goes to and from the machine.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::engine::{Dims, Engine, Evaluated, Evaluation, Head, History};
+use crate::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History};
 use crate::error::Result;
 
 /// What one kernel or one operation cost.
@@ -37,6 +38,68 @@ pub struct Traffic {
     pub evaluations: u64,
     /// Portions of work handed to a GPU.
     pub submissions: u64,
+    /// What of it the rounds of key steps took.
+    pub rounds: Rounds,
+}
+
+/// What went to the machine and came back in the rounds of key steps: in one, every head of a batch that is not at rest takes a step and
+/// is evaluated once. On a GPU it is counted where it happens, tables too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Rounds {
+    /// How many rounds there were, of all batches.
+    pub count: u64,
+    /// Of all rounds together.
+    pub all: Exchange,
+    /// Of each the most that a round took.
+    pub most: Exchange,
+}
+
+impl Rounds {
+    /// Counts one round.
+    fn push(&mut self, round: Exchange) {
+        self.add(&Self {
+            count: 1,
+            all: round,
+            most: round,
+        });
+    }
+
+    /// Adds the rounds of another machine.
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        let both = |one: &Exchange, other: &Exchange, of: fn(u64, u64) -> u64| Exchange {
+            submissions: of(one.submissions, other.submissions),
+            reads: of(one.reads, other.reads),
+            bytes_read: of(one.bytes_read, other.bytes_read),
+            writes: of(one.writes, other.writes),
+            bytes_written: of(one.bytes_written, other.bytes_written),
+        };
+        self.all = both(&self.all, &other.all, |one, other| one + other);
+        self.most = both(&self.most, &other.most, u64::max);
+    }
+}
+
+/// In words: how many rounds, and what one took on the mean and at most.
+impl fmt::Display for Rounds {
+    fn fmt(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (all, most) = (&self.all, &self.most);
+        write!(text, "{} rounds of key steps; one took", self.count)?;
+        for (number, (what, all, most)) in [
+            ("submissions", all.submissions, most.submissions),
+            ("reads", all.reads, most.reads),
+            ("bytes read", all.bytes_read, most.bytes_read),
+            ("writes", all.writes, most.writes),
+            ("bytes written", all.bytes_written, most.bytes_written),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mean = all as f64 / self.count.max(1) as f64;
+            write!(text, "{} {mean:.1} {what} (at most {most})", if number == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
 }
 
 impl Traffic {
@@ -48,6 +111,7 @@ impl Traffic {
         self.bytes_written += other.bytes_written;
         self.evaluations += other.evaluations;
         self.submissions += other.submissions;
+        self.rounds.add(&other.rounds);
     }
 }
 
@@ -60,6 +124,8 @@ pub struct Timed<'a, E> {
     engine: &'a mut E,
     sums: BTreeMap<&'static str, (u64, f64)>,
     traffic: Traffic,
+    /// What had gone to and fro when the round in hand began.
+    round: Option<Exchange>,
 }
 
 impl<'a, E: Engine> Timed<'a, E> {
@@ -69,6 +135,22 @@ impl<'a, E: Engine> Timed<'a, E> {
             engine,
             sums: BTreeMap::new(),
             traffic: Traffic::default(),
+            round: None,
+        }
+    }
+
+    /// What has gone to and fro so far: as the engine counts it, or where it does not, as it is seen here.
+    fn so_far(&self) -> Exchange {
+        let counted = self.engine.exchanged();
+        if counted != Exchange::default() {
+            return counted;
+        }
+        Exchange {
+            submissions: 0,
+            reads: self.traffic.reads,
+            bytes_read: self.traffic.bytes_read,
+            writes: self.traffic.writes,
+            bytes_written: self.traffic.bytes_written,
         }
     }
 
@@ -119,6 +201,7 @@ impl<E: Engine> Engine for Timed<'_, E> {
     }
 
     fn reopen(&mut self) -> Result<()> {
+        self.round = None;
         self.engine.reopen()
     }
 
@@ -166,6 +249,29 @@ impl<E: Engine> Engine for Timed<'_, E> {
 
     fn wait(&mut self) -> Result<()> {
         self.time("wait", Engine::wait)
+    }
+
+    fn exchanged(&self) -> Exchange {
+        self.engine.exchanged()
+    }
+
+    fn round_begins(&mut self) {
+        self.round = Some(self.so_far());
+        self.engine.round_begins();
+    }
+
+    fn round_ends(&mut self) {
+        self.engine.round_ends();
+        let now = self.so_far();
+        if let Some(before) = self.round.take() {
+            self.traffic.rounds.push(Exchange {
+                submissions: now.submissions - before.submissions,
+                reads: now.reads - before.reads,
+                bytes_read: now.bytes_read - before.bytes_read,
+                writes: now.writes - before.writes,
+                bytes_written: now.bytes_written - before.bytes_written,
+            });
+        }
     }
 
     fn copy_pairs(&mut self, table: &E::Table, width: u32, source: &E::Array, target: &mut E::Array) -> Result<()> {

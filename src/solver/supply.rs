@@ -18,7 +18,7 @@ use crate::options::Split;
 pub(super) const USUAL_SLICE: u64 = 1 << 30;
 
 /// More threads than this wait for memory and the disk rather than read.
-const MOST_READERS: usize = 8;
+const MOST_READERS: usize = 4;
 
 /// Where a head is in the capture.
 #[derive(Clone, Copy, Debug)]
@@ -254,7 +254,9 @@ impl<'a> Supply<'a> {
                 slice.ahead = ahead;
             }
         }
-        Ok(slices)
+        // Smaller slices are worth it only where something is read ahead.
+        let reads_ahead = slices.iter().any(|slice| slice.ahead > 0);
+        Ok(if reads_ahead { slices } else { together })
     }
 
     /// How many threads read a slice: none beside the caller's where memory is short.
@@ -351,6 +353,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::cache::Generator;
     use crate::options::{Options, Tail};
 
     /// What the header alone says of a head's problems is what they are, and slices hold every head once.
@@ -391,12 +394,14 @@ mod tests {
     /// The next slice is read ahead where both find room, and nowhere else.
     #[test]
     fn slices_and_what_is_read_ahead_stay_within_memory() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2-layer20.safetensors");
-        let capture = Capture::open(&path).unwrap();
+        let mut generator = Generator::default();
+        (generator.layers, generator.kv_heads, generator.group) = (6, 2, 2);
+        (generator.dim, generator.tokens, generator.probes) = (16, 256, 0);
+        let capture = generator.capture(Dtype::F32).unwrap();
         let request = Request::default();
         let split = Split::uniform(capture.tokens, &request.options).unwrap();
         let supply = Supply::new(&capture, &request, &capture.layers, split).unwrap();
-        let free = vec![vec![500]; 3];
+        let free = vec![vec![50]; 12];
         let stage = Stage::Fit { free: &free, history: 10 };
         let slices = |memory| supply.within(memory).slices(stage, |_| 0);
         let all = slices(None).unwrap();
@@ -408,7 +413,7 @@ mod tests {
         for tenths in 10..60 {
             let memory = least * tenths / 10;
             let slices = slices(Some(memory)).unwrap();
-            assert_eq!(slices.iter().flat_map(|slice| slice.heads.clone()).collect::<Vec<_>>(), [0, 1, 2]);
+            assert!(slices.iter().flat_map(|slice| slice.heads.clone()).eq(0..12));
             assert_eq!(slices.last().map(|slice| slice.ahead), Some(0));
             for (number, slice) in slices.iter().enumerate() {
                 assert!(slice.bytes + slice.ahead <= memory);
