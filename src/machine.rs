@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+mod measured;
 mod several;
 
 use serde::Serialize;
@@ -37,7 +38,10 @@ use crate::solver::{
 use crate::timed::{Cost, Timed, Traffic, dearest_first};
 use crate::{Error, Options, Result};
 
+pub use measured::Measured;
 pub use several::{Several, choose_several};
+
+use measured::{Clock, since, watch};
 
 /// What is to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -376,64 +380,6 @@ impl Machine {
             Self::Several(several) => several.first().judge(capture, caches, options, observer),
         }
     }
-}
-
-/// What a compression cost, finer than by stage.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Measured {
-    /// Whether `costs` are of kernels by the device's clock; else they are of operations by the host's, and where a GPU defers work,
-    /// the time of a read holds that of the work before it.
-    pub kernels: bool,
-    /// The dearest first.
-    pub costs: Vec<Cost>,
-    /// What went to the machine and back.
-    pub traffic: Traffic,
-}
-
-impl<E: Engine> Timed<'_, E> {
-    /// What it has seen so far.
-    fn measured(&self) -> Measured {
-        Measured {
-            kernels: false,
-            costs: self.costs(),
-            traffic: self.traffic(),
-        }
-    }
-}
-
-fn watch<E: Engine>(
-    engine: &mut E,
-    capture: &Capture,
-    request: &Request,
-    finished: &mut Finished,
-    observer: &mut dyn Observer,
-) -> Result<(Compression, Measured)> {
-    let mut timed = Timed::new(engine);
-    let compression = compress_recovering(&mut timed, capture, request, finished, observer)?;
-    Ok((compression, timed.measured()))
-}
-
-/// A device's own measurements, up to some moment.
-#[derive(Debug, Default)]
-struct Clock {
-    kernels: Vec<Timing>,
-    submissions: u64,
-}
-
-/// What kernels cost beyond what they had cost before; all of it where they ran on another device before.
-fn since(earlier: &[Timing], now: &[Timing]) -> Vec<Cost> {
-    let find = |all: &'_ [Timing], kernel| all.iter().find(|timing| timing.kernel == kernel).map(|timing| timing.dispatches);
-    let is_same = earlier.iter().all(|timing| find(now, timing.kernel) >= Some(timing.dispatches));
-    let before = |kernel| earlier.iter().find(|timing| is_same && timing.kernel == kernel);
-    dearest_first(now.iter().map(|timing| {
-        let (calls, seconds) = before(timing.kernel).map_or((0, 0.0), |before| (before.dispatches, before.seconds));
-        Cost {
-            name: timing.kernel,
-            calls: timing.dispatches - calls,
-            seconds: timing.seconds - seconds,
-        }
-    }))
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod rowset;
 mod seed;
 mod shards;
 mod size;
+mod slices;
 mod supply;
 mod team;
 mod track;
@@ -76,8 +77,8 @@ pub struct Request {
     pub budgets: Option<Budgets>,
     /// What each head's error weighs where lengths are decided by error curves; `None`: all the same.
     pub weights: Option<Weights>,
-    /// Bytes that everything a compression works on may use together, on the host and on the device: the heads that are read, the
-    /// arrays of those worked on at once, and their results. On top come the capture, where it is in memory, the short cache, and some
+    /// Bytes that everything a compression works on may use together, on the host and on the device: the heads that are read, those that are
+    /// read ahead meanwhile, the arrays of those worked on at once, and their results. On top come the capture, where it is in memory, the short cache, and some
     /// MiB for each thread that the CPU engine's matrix products keep.
     /// `None`: heads of 1 GiB are read at once, and the arrays of a batch may be as large as the machine's largest array, and at
     /// least 1 GiB.

@@ -129,7 +129,10 @@ fn equal_machines_that_share_the_heads_write_the_file_of_one() {
     let (cpu, _) = made(&workplace, &["--adapter", "cpu"]);
     assert!(made(&workplace, &[]).0 == cpu, "`cpu` is the CPU engine");
     let (two, printed) = made(&workplace, &["--adapter", "cpu,cpu", "--memory", "64MiB"]);
-    assert!(two == cpu && printed.contains(" + CPU"), "{printed}");
+    assert!(
+        two == cpu && printed.contains(" + CPU") && printed.contains("of all machines"),
+        "{printed}"
+    );
     let (three, printed) = made(
         &workplace,
         &["--adapter", "cpu, CPU ,cpu", "--shares", "2,1,1", "--timings", "--json"],

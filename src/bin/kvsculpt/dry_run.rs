@@ -66,11 +66,11 @@ pub(crate) fn run(machine: &mut Machine, capture: &Capture, request: &Request, j
         steps: (steps, request.options.steps),
         seconds: started.elapsed().as_secs_f64(),
     };
+    let machines = shares(machine, capture, request)?;
     let found = DryRun {
         dry_run: true,
         engine: machine.kind(),
         machine: machine.name(),
-        machines: shares(machine, capture, request)?,
         lengths_known: request.decided() == kvsculpt::solver::Decided::Beforehand,
         by_error: matches!(request.options.target, Some(Target::MaxError(_))),
         seconds: expected(
@@ -78,7 +78,8 @@ pub(crate) fn run(machine: &mut Machine, capture: &Capture, request: &Request, j
             work(capture, layers)? / work(capture, &[layer])?,
             request,
             steps,
-        ),
+        ) / at_once(&machines),
+        machines,
         probe,
         estimate,
     };
@@ -91,6 +92,13 @@ fn shares(machine: &Machine, capture: &Capture, request: &Request) -> Result<Vec
     let parts = if parts.len() > 1 { parts } else { Vec::new() };
     let share = |(machine, heads)| Share { machine, heads };
     Ok(parts.into_iter().map(share).collect())
+}
+
+/// How many machines' seconds pass in one, which the probe's stages count machine by machine: the longest part decides.
+fn at_once(machines: &[Share]) -> f64 {
+    let all: usize = machines.iter().map(|share| share.heads).sum();
+    let most = machines.iter().map(|share| share.heads).max();
+    most.map_or(1.0, |most| all as f64 / most.max(1) as f64)
 }
 
 /// The request for one layer and a round of steps, lengths decided as in the whole.
@@ -180,6 +188,16 @@ impl DryRun {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_part_of_several_decides() {
+        let share = |heads| Share {
+            machine: String::new(),
+            heads,
+        };
+        assert_eq!(at_once(&[]), 1.0);
+        assert_eq!(at_once(&[share(6), share(3), share(3)]), 2.0);
+    }
 
     #[test]
     fn time_grows_with_layers_and_steps() {
