@@ -44,7 +44,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::{Capture, unreadable, unwritable};
+use crate::cache::{Capture, hexadecimal, unreadable, unwritable};
 use crate::solver::{Finished, FinishedHead, Lengths, Observer, Outcome, Request};
 use crate::{Error, Result};
 
@@ -94,7 +94,7 @@ impl Origin {
             source: capture.digest()?,
             machine: machine.into(),
             options,
-            rest: Sha256::digest(rest).iter().map(|byte| format!("{byte:02x}")).collect(),
+            rest: hexadecimal(&Sha256::digest(rest)),
         })
     }
 

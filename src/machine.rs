@@ -19,8 +19,6 @@
 mod measured;
 mod several;
 
-use serde::Serialize;
-
 use crate::batch::Shard;
 use crate::cache::{Capture, Compressed};
 #[cfg(feature = "cpu")]
@@ -28,14 +26,12 @@ use crate::cpu::CpuEngine;
 use crate::engine::{Dims, Engine};
 #[cfg(feature = "cpu")]
 use crate::gpu::adapters;
-use crate::gpu::{AdapterSummary, Gpu, Selection, Timing, chosen};
+use crate::gpu::{AdapterSummary, Gpu, Selection, chosen};
 use crate::kernels::GpuEngine;
 use crate::self_test::{Check, self_test};
 use crate::solver::{
-    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part, compress_recovering, estimate,
-    judge, measure_curves,
+    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part, estimate, judge, measure_curves,
 };
-use crate::timed::{Cost, Timed, Traffic, dearest_first};
 use crate::{Error, Options, Result};
 
 pub use measured::Measured;
@@ -215,10 +211,10 @@ impl Machine {
         }
     }
 
-    /// [`compress`](crate::solver::compress) on this machine, tried again where it fails: [`compress_recovering`].
+    /// [`compress`](crate::solver::compress) on this machine, tried again where it fails: [`compress_recovering`](crate::solver::compress_recovering).
     ///
     /// # Errors
-    /// Those of [`compress_recovering`].
+    /// Those of [`compress_recovering`](crate::solver::compress_recovering).
     pub fn compress(&mut self, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<Compression> {
         Ok(self.compress_measured(capture, request, observer)?.0)
     }
@@ -237,7 +233,7 @@ impl Machine {
     /// [`compress`](Self::compress), and what it cost.
     ///
     /// # Errors
-    /// Those of [`compress_recovering`].
+    /// Those of [`compress_recovering`](crate::solver::compress_recovering).
     pub fn compress_measured(
         &mut self,
         capture: &Capture,
@@ -251,7 +247,7 @@ impl Machine {
     /// cancelled. Where the device was lost in between, what is measured is of the fresh one.
     ///
     /// # Errors
-    /// Those of [`compress_recovering`].
+    /// Those of [`compress_recovering`](crate::solver::compress_recovering).
     pub fn compress_from(
         &mut self,
         capture: &Capture,
