@@ -149,7 +149,9 @@ impl Several {
 
     /// Whether the devices of all have clocks.
     pub(super) fn enable_timings(&mut self) -> bool {
-        self.each().fold(true, |all, machine| machine.enable_timings() && all)
+        // Every one of them, also where an earlier one has none.
+        let clocks: Vec<bool> = self.each().map(Machine::enable_timings).collect();
+        clocks.into_iter().all(|has_clock| has_clock)
     }
 
     /// Has something done by all of them.

@@ -48,6 +48,7 @@ impl<'a> Crew<'a> {
         let (sender, receiver) = channel();
         let (at_once, scale, planning, job) = (task.at_once, task.scale, task.planning, &job);
         let found = std::thread::scope(|scope| {
+            let alarm = Alarm(&ended);
             let mut workers = Vec::new();
             for (number, ((machine, recovery), (heads, supply))) in self.machines.iter_mut().zip(&parts).enumerate() {
                 if heads.is_empty() {
@@ -56,7 +57,7 @@ impl<'a> Crew<'a> {
                 let mut voice = Voice {
                     number,
                     sender: sender.clone(),
-                    ended: &ended,
+                    alarm: Alarm(&ended),
                 };
                 let worker = start(scope, number, move || {
                     let task = Task {
@@ -68,17 +69,15 @@ impl<'a> Crew<'a> {
                         audience: &mut voice,
                     };
                     let found = job(&mut Recovering::new(*machine, recovery), task, heads);
-                    voice.ends(found.is_err());
+                    voice.alarm.ends(found.is_err());
                     found
                 });
-                if worker.is_err() {
-                    ended.store(true, Ordering::Relaxed);
-                }
+                alarm.ends(worker.is_err());
                 workers.push(worker);
             }
             drop(sender);
             let weights = parts.iter().map(|(heads, _)| heads.len() as f64 / task.supply.places.len() as f64);
-            let stopped = listen(&receiver, task.audience, task.stage, weights.collect(), &ended);
+            let stopped = listen(&receiver, task.audience, task.stage, &weights.collect::<Vec<f64>>(), &alarm);
             let found = workers.into_iter().map(|worker| match worker?.join() {
                 Ok(found) => found,
                 Err(panicked) => std::panic::resume_unwind(panicked),
@@ -87,7 +86,7 @@ impl<'a> Crew<'a> {
             stopped.map_or(Ok(found), Err)
         })?;
         let busy = parts.into_iter().map(|(heads, _)| heads).filter(|heads| !heads.is_empty());
-        busy.zip(unanimous(found)?).map(Ok).collect()
+        Ok(busy.zip(unanimous(found)?).collect())
     }
 }
 
@@ -123,31 +122,32 @@ fn unanimous<T>(found: Vec<Result<T>>) -> Result<Vec<T>> {
 /// What a machine tells.
 enum Message {
     Progress { number: usize, finished: usize, fraction: f64 },
-    Finished(FinishedHead),
+    Finished(Box<FinishedHead>),
     Retried(Error),
+}
+
+/// Whether the work of all is to end before its end: it is in vain where one fails or panics, be it who listens.
+struct Alarm<'a>(&'a AtomicBool);
+
+impl Alarm<'_> {
+    fn ends(&self, failed: bool) {
+        if failed {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        self.ends(panicking());
+    }
 }
 
 /// A machine's word to the thread that hears all of them.
 struct Voice<'a> {
     number: usize,
     sender: Sender<Message>,
-    /// Whether the work is to end before its end.
-    ended: &'a AtomicBool,
-}
-
-impl Voice<'_> {
-    /// Where a machine fails, what the others do is in vain.
-    fn ends(&self, failed: bool) {
-        if failed {
-            self.ended.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Voice<'_> {
-    fn drop(&mut self) {
-        self.ends(panicking());
-    }
+    alarm: Alarm<'a>,
 }
 
 impl Audience for Voice<'_> {
@@ -159,11 +159,11 @@ impl Audience for Voice<'_> {
             finished,
             fraction,
         });
-        !self.ended.load(Ordering::Relaxed)
+        !self.alarm.0.load(Ordering::Relaxed)
     }
 
     fn finished(&mut self, head: FinishedHead) -> Result<()> {
-        let _ = self.sender.send(Message::Finished(head));
+        let _ = self.sender.send(Message::Finished(Box::new(head)));
         Ok(())
     }
 
@@ -178,8 +178,8 @@ fn listen(
     receiver: &Receiver<Message>,
     audience: &mut dyn Audience,
     (begin, share): (f64, f64),
-    weights: Vec<f64>,
-    ended: &AtomicBool,
+    weights: &[f64],
+    alarm: &Alarm<'_>,
 ) -> Option<Error> {
     let mut far = vec![(0, 0.0); weights.len()];
     let mut stopped = None;
@@ -192,12 +192,12 @@ fn listen(
             } => {
                 far[number] = (finished, fraction);
                 let finished = far.iter().map(|far| far.0).sum();
-                let fraction: f64 = far.iter().zip(&weights).map(|(far, weight)| far.1 * weight).sum();
+                let fraction: f64 = far.iter().zip(weights).map(|(far, weight)| far.1 * weight).sum();
                 let goes_on = stopped.is_some() || audience.progress(finished, begin + share * fraction);
                 if goes_on { Ok(()) } else { Err(Error::Cancelled) }
             }
             // Heads that were under way when the work was stopped are finished for all that; one that the audience could not take ends it.
-            Message::Finished(head) if matches!(stopped, None | Some(Error::Cancelled)) => audience.finished(head),
+            Message::Finished(head) if matches!(stopped, None | Some(Error::Cancelled)) => audience.finished(*head),
             Message::Finished(_) => Ok(()),
             Message::Retried(why) => {
                 audience.retried(why);
@@ -205,7 +205,7 @@ fn listen(
             }
         };
         if let Err(error) = heard {
-            ended.store(true, Ordering::Relaxed);
+            alarm.ends(true);
             stopped.get_or_insert(error);
         }
     }

@@ -103,8 +103,10 @@ pub(super) fn needs<E: Engine>(engine: &E, supply: &Supply<'_>, free: &[Vec<usiz
     let history = history(&request.options);
     let stage = Stage::Fit { free, history };
     let slices = supply.slices(stage, |shapes| scratch(engine, shapes))?;
-    let mut found = Needs::default();
-    found.host_bytes = slices.iter().map(|slice| slice.bytes + slice.ahead).max().unwrap_or(0);
+    let mut found = Needs {
+        host_bytes: slices.iter().map(|slice| slice.bytes + slice.ahead).max().unwrap_or(0),
+        ..Needs::default()
+    };
     for slice in slices {
         let mut shapes = Vec::new();
         for head in slice.heads.clone() {

@@ -193,7 +193,10 @@ fn of_all(request: &Request, machines: usize, error: Error) -> Error {
 }
 
 /// How a machine says what some heads take of it.
-pub(crate) struct Size<'a>(Box<dyn Fn(&Supply<'_>, &[Vec<usize>]) -> Result<Needs> + 'a>);
+pub(crate) struct Size<'a>(Box<Sizing<'a>>);
+
+/// What heads take whose chunks have these free pairs.
+type Sizing<'a> = dyn Fn(&Supply<'_>, &[Vec<usize>]) -> Result<Needs> + 'a;
 
 impl<'a> Size<'a> {
     fn new(size: impl Fn(&Supply<'_>, &[Vec<usize>]) -> Result<Needs> + 'a) -> Self {
