@@ -152,6 +152,21 @@ pub struct Evaluated<'a, A> {
     pub scalars: &'a mut A,
 }
 
+/// What has gone to a device and come back, counted where it happens: tables count too, and compact arrays as they are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Exchange {
+    /// Portions of work handed over.
+    pub submissions: u64,
+    /// Waits for something to be read back.
+    pub reads: u64,
+    /// Bytes read back.
+    pub bytes_read: u64,
+    /// Uploads, of whole arrays and tables or to overwrite them.
+    pub writes: u64,
+    /// Bytes of those.
+    pub bytes_written: u64,
+}
+
 /// What a machine must be able to do so that the method runs on it.
 ///
 /// The order of calls is the order of effects. An engine may defer work until [`Engine::read`]; errors of
@@ -243,6 +258,17 @@ pub trait Engine {
     fn wait(&mut self) -> Result<()> {
         Ok(())
     }
+
+    /// What has gone to the device and come back so far; nothing where the engine has none of its own. A fresh device begins anew.
+    fn exchanged(&self) -> Exchange {
+        Exchange::default()
+    }
+
+    /// A round of key steps begins. An engine that is watched counts what it takes, up to where it ends; others need not listen.
+    fn round_begins(&mut self) {}
+
+    /// The round that began last has ended.
+    fn round_ends(&mut self) {}
 
     /// `target ← source` for the pairs of the table's heads, `width` floats a pair.
     ///

@@ -16,7 +16,8 @@
 //! # }
 //! ```
 
-use serde::Serialize;
+mod measured;
+mod several;
 
 use crate::batch::Shard;
 use crate::cache::{Capture, Compressed};
@@ -25,15 +26,18 @@ use crate::cpu::CpuEngine;
 use crate::engine::{Dims, Engine};
 #[cfg(feature = "cpu")]
 use crate::gpu::adapters;
-use crate::gpu::{AdapterSummary, Gpu, Selection, Timing, chosen};
+use crate::gpu::{AdapterSummary, Gpu, Selection, chosen};
 use crate::kernels::GpuEngine;
 use crate::self_test::{Check, self_test};
 use crate::solver::{
-    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part, compress_recovering, estimate,
-    judge, measure_curves,
+    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part, estimate, judge, measure_curves,
 };
-use crate::timed::{Cost, Timed, Traffic, dearest_first};
 use crate::{Error, Options, Result};
+
+pub use measured::Measured;
+pub use several::{Several, choose_several};
+
+use measured::{Clock, since, watch};
 
 /// What is to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,16 +184,19 @@ pub enum Machine {
     /// On the processor.
     #[cfg(feature = "cpu")]
     Cpu(CpuEngine),
+    /// Several, of either kind, that share the heads.
+    Several(Several),
 }
 
 impl Machine {
-    /// `gpu` or `cpu`.
+    /// `gpu` or `cpu`; `mixed` where several machines share the work and are not all of one kind.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Gpu(_) => "gpu",
             #[cfg(feature = "cpu")]
             Self::Cpu(_) => "cpu",
+            Self::Several(several) => several.kind(),
         }
     }
 
@@ -200,13 +207,14 @@ impl Machine {
             Self::Gpu(engine) => engine.name(),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => engine.name(),
+            Self::Several(several) => several.name(),
         }
     }
 
-    /// [`compress`](crate::solver::compress) on this machine, tried again where it fails: [`compress_recovering`].
+    /// [`compress`](crate::solver::compress) on this machine, tried again where it fails: [`compress_recovering`](crate::solver::compress_recovering).
     ///
     /// # Errors
-    /// Those of [`compress_recovering`].
+    /// Those of [`compress_recovering`](crate::solver::compress_recovering).
     pub fn compress(&mut self, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<Compression> {
         Ok(self.compress_measured(capture, request, observer)?.0)
     }
@@ -218,13 +226,14 @@ impl Machine {
             Self::Gpu(engine) => engine.gpu().enable_timings(),
             #[cfg(feature = "cpu")]
             Self::Cpu(_) => true,
+            Self::Several(several) => several.enable_timings(),
         }
     }
 
     /// [`compress`](Self::compress), and what it cost.
     ///
     /// # Errors
-    /// Those of [`compress_recovering`].
+    /// Those of [`compress_recovering`](crate::solver::compress_recovering).
     pub fn compress_measured(
         &mut self,
         capture: &Capture,
@@ -238,7 +247,7 @@ impl Machine {
     /// cancelled. Where the device was lost in between, what is measured is of the fresh one.
     ///
     /// # Errors
-    /// Those of [`compress_recovering`].
+    /// Those of [`compress_recovering`](crate::solver::compress_recovering).
     pub fn compress_from(
         &mut self,
         capture: &Capture,
@@ -246,25 +255,15 @@ impl Machine {
         finished: &mut Finished,
         observer: &mut dyn Observer,
     ) -> Result<(Compression, Measured)> {
-        let (compression, measured) = match self {
-            Self::Gpu(engine) => {
-                // A device that is lost already is opened afresh by the work itself.
-                let earlier = engine.gpu().timings().unwrap_or_default();
-                let submissions = engine.gpu().submissions();
-                let (compression, mut measured) = watch(engine.as_mut(), capture, request, finished, observer)?;
-                // The short cache is whole, whatever has become of the clock.
-                let kernels = engine.gpu().timings().unwrap_or_default();
-                if !kernels.is_empty() {
-                    measured.kernels = true;
-                    measured.costs = since(&earlier, &kernels);
-                }
-                let all = engine.gpu().submissions();
-                measured.traffic.submissions = all.checked_sub(submissions).unwrap_or(all);
-                (compression, measured)
-            }
+        // A device that is lost already is opened afresh by the work itself.
+        let before = self.clock();
+        let (compression, mut measured) = match self {
+            Self::Gpu(engine) => watch(engine.as_mut(), capture, request, finished, observer)?,
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => watch(engine, capture, request, finished, observer)?,
+            Self::Several(several) => several.compress_from(capture, request, finished, observer)?,
         };
+        self.complete(&before, &mut measured);
         let traffic = measured.traffic;
         tracing::debug!(
             submissions = traffic.submissions,
@@ -275,15 +274,42 @@ impl Machine {
             bytes_written = traffic.bytes_written,
             "traffic"
         );
+        if traffic.rounds.count > 0 {
+            tracing::debug!("{}", traffic.rounds);
+        }
         Ok((compression, measured))
     }
 
-    /// [`self_test`] of this machine.
+    /// What the device has measured of its own so far.
+    fn clock(&mut self) -> Clock {
+        match self {
+            Self::Gpu(engine) => Clock {
+                kernels: engine.gpu().timings().unwrap_or_default(),
+                submissions: engine.gpu().submissions(),
+            },
+            _ => Clock::default(),
+        }
+    }
+
+    /// Puts what the device has measured since then in the place of what the host did.
+    fn complete(&mut self, before: &Clock, measured: &mut Measured) {
+        let Self::Gpu(_) = self else { return };
+        // The short cache is whole, whatever has become of the clock.
+        let now = self.clock();
+        if !now.kernels.is_empty() {
+            measured.kernels = true;
+            measured.costs = since(&before.kernels, &now.kernels);
+        }
+        measured.traffic.submissions = now.submissions.checked_sub(before.submissions).unwrap_or(now.submissions);
+    }
+
+    /// [`self_test`] of this machine; of several, the checks of all, one machine after the other.
     pub fn self_test(&mut self, dims: Dims) -> Vec<Check> {
         match self {
             Self::Gpu(engine) => self_test(engine.as_mut(), dims),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => self_test(engine, dims),
+            Self::Several(several) => several.each().flat_map(|machine| machine.self_test(dims)).collect(),
         }
     }
 
@@ -296,6 +322,7 @@ impl Machine {
             Self::Gpu(engine) => measure_curves(engine.as_mut(), capture, request, shard, observer),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => measure_curves(engine, capture, request, shard, observer),
+            Self::Several(several) => several.together(|mut team| team.measure_curves(capture, request, shard, observer)),
         }
     }
 
@@ -314,6 +341,7 @@ impl Machine {
             Self::Gpu(engine) => compress_part(engine.as_mut(), capture, request, shard, observer),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => compress_part(engine, capture, request, shard, observer),
+            Self::Several(several) => several.together(|mut team| team.compress_part(capture, request, shard, observer)),
         }
     }
 
@@ -326,10 +354,11 @@ impl Machine {
             Self::Gpu(engine) => estimate(engine.as_ref(), capture, request),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => estimate(engine, capture, request),
+            Self::Several(several) => several.estimate(capture, request),
         }
     }
 
-    /// [`judge`] on this machine.
+    /// [`judge`] on this machine; of several, on the first.
     ///
     /// # Errors
     /// Those of [`judge`].
@@ -344,53 +373,9 @@ impl Machine {
             Self::Gpu(engine) => judge(engine.as_mut(), capture, caches, options, observer),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => judge(engine, capture, caches, options, observer),
+            Self::Several(several) => several.first().judge(capture, caches, options, observer),
         }
     }
-}
-
-/// What a compression cost, finer than by stage.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Measured {
-    /// Whether `costs` are of kernels by the device's clock; else they are of operations by the host's, and where a GPU defers work,
-    /// the time of a read holds that of the work before it.
-    pub kernels: bool,
-    /// The dearest first.
-    pub costs: Vec<Cost>,
-    /// What went to the machine and back.
-    pub traffic: Traffic,
-}
-
-fn watch<E: Engine>(
-    engine: &mut E,
-    capture: &Capture,
-    request: &Request,
-    finished: &mut Finished,
-    observer: &mut dyn Observer,
-) -> Result<(Compression, Measured)> {
-    let mut timed = Timed::new(engine);
-    let compression = compress_recovering(&mut timed, capture, request, finished, observer)?;
-    let measured = Measured {
-        kernels: false,
-        costs: timed.costs(),
-        traffic: timed.traffic(),
-    };
-    Ok((compression, measured))
-}
-
-/// What kernels cost beyond what they had cost before; all of it where they ran on another device before.
-fn since(earlier: &[Timing], now: &[Timing]) -> Vec<Cost> {
-    let find = |all: &'_ [Timing], kernel| all.iter().find(|timing| timing.kernel == kernel).map(|timing| timing.dispatches);
-    let is_same = earlier.iter().all(|timing| find(now, timing.kernel) >= Some(timing.dispatches));
-    let before = |kernel| earlier.iter().find(|timing| is_same && timing.kernel == kernel);
-    dearest_first(now.iter().map(|timing| {
-        let (calls, seconds) = before(timing.kernel).map_or((0, 0.0), |before| (before.dispatches, before.seconds));
-        Cost {
-            name: timing.kernel,
-            calls: timing.dispatches - calls,
-            seconds: timing.seconds - seconds,
-        }
-    }))
 }
 
 #[cfg(test)]

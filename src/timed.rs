@@ -1,13 +1,17 @@
 //! An engine that is watched: how long its operations take and what goes to and from the machine.
 
+mod rounds;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::engine::{Dims, Engine, Evaluated, Evaluation, Head, History};
+use crate::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History};
 use crate::error::Result;
+
+pub use rounds::Rounds;
 
 /// What one kernel or one operation cost.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -37,6 +41,21 @@ pub struct Traffic {
     pub evaluations: u64,
     /// Portions of work handed to a GPU.
     pub submissions: u64,
+    /// What of it the rounds of key steps took.
+    pub rounds: Rounds,
+}
+
+impl Traffic {
+    /// Adds that of another machine.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.reads += other.reads;
+        self.bytes_read += other.bytes_read;
+        self.writes += other.writes;
+        self.bytes_written += other.bytes_written;
+        self.evaluations += other.evaluations;
+        self.submissions += other.submissions;
+        self.rounds.add(&other.rounds);
+    }
 }
 
 /// An engine whose operations are counted and timed by the clock.
@@ -48,6 +67,8 @@ pub struct Timed<'a, E> {
     engine: &'a mut E,
     sums: BTreeMap<&'static str, (u64, f64)>,
     traffic: Traffic,
+    /// What had gone to and fro when the round in hand began.
+    round: Option<Exchange>,
 }
 
 impl<'a, E: Engine> Timed<'a, E> {
@@ -57,6 +78,22 @@ impl<'a, E: Engine> Timed<'a, E> {
             engine,
             sums: BTreeMap::new(),
             traffic: Traffic::default(),
+            round: None,
+        }
+    }
+
+    /// What has gone to and fro so far: as the engine counts it, or where it does not, as it is seen here.
+    fn so_far(&self) -> Exchange {
+        let counted = self.engine.exchanged();
+        if counted != Exchange::default() {
+            return counted;
+        }
+        Exchange {
+            submissions: 0,
+            reads: self.traffic.reads,
+            bytes_read: self.traffic.bytes_read,
+            writes: self.traffic.writes,
+            bytes_written: self.traffic.bytes_written,
         }
     }
 
@@ -107,6 +144,7 @@ impl<E: Engine> Engine for Timed<'_, E> {
     }
 
     fn reopen(&mut self) -> Result<()> {
+        self.round = None;
         self.engine.reopen()
     }
 
@@ -154,6 +192,29 @@ impl<E: Engine> Engine for Timed<'_, E> {
 
     fn wait(&mut self) -> Result<()> {
         self.time("wait", Engine::wait)
+    }
+
+    fn exchanged(&self) -> Exchange {
+        self.engine.exchanged()
+    }
+
+    fn round_begins(&mut self) {
+        self.round = Some(self.so_far());
+        self.engine.round_begins();
+    }
+
+    fn round_ends(&mut self) {
+        self.engine.round_ends();
+        let now = self.so_far();
+        if let Some(before) = self.round.take() {
+            self.traffic.rounds.push(Exchange {
+                submissions: now.submissions - before.submissions,
+                reads: now.reads - before.reads,
+                bytes_read: now.bytes_read - before.bytes_read,
+                writes: now.writes - before.writes,
+                bytes_written: now.bytes_written - before.bytes_written,
+            });
+        }
     }
 
     fn copy_pairs(&mut self, table: &E::Table, width: u32, source: &E::Array, target: &mut E::Array) -> Result<()> {

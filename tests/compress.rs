@@ -4,13 +4,14 @@
 
 use std::path::{Path, PathBuf};
 
-use kvsculpt::cache::{Capture, Compressed, Dtype};
-use kvsculpt::engine::Engine;
+use kvsculpt::cache::{Capture, Compressed, Dtype, Generator};
+use kvsculpt::engine::{Engine, Head, SCALARS};
 use kvsculpt::gpu::{Gpu, Selection};
 use kvsculpt::kernels::GpuEngine;
 use kvsculpt::machine::{Preference, choose};
 use kvsculpt::options::{Method, Options, Scope, Tail};
 use kvsculpt::solver::{Compression, Observer, Outcome, Request, compress};
+use kvsculpt::timed::Timed;
 
 fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2-layer20.safetensors")
@@ -279,4 +280,36 @@ fn machine_is_its_engine<E: Engine>(preference: Preference, kind: &str, engine: 
 #[test]
 fn the_machine_that_is_a_gpu_gives_what_its_engine_gives() {
     machine_is_its_engine(Preference::Gpu, "gpu", &mut gpu());
+}
+
+/// A round of key steps costs one submission of work, small uploads, and one read of a few numbers a head, nothing else.
+#[test]
+fn a_round_of_key_steps_is_one_small_read() {
+    let mut generator = Generator::default();
+    (generator.layers, generator.kv_heads, generator.group) = (1, 3, 2);
+    (generator.dim, generator.tokens, generator.probes) = (16, 256, 0);
+    let capture = generator.capture(Dtype::F32).unwrap();
+    let mut request = request(|options| (options.budget, options.steps) = (Scope::Uniform, 4));
+    for at_once in [1, 3] {
+        request.at_once = Some(at_once);
+        let mut engine = gpu();
+        let mut timed = Timed::new(&mut engine);
+        compress(&mut timed, &capture, &request, &mut ()).unwrap();
+        let rounds = timed.traffic().rounds;
+        let bytes = (4 * SCALARS * at_once) as u64;
+        println!("{rounds}");
+        assert!(rounds.count >= 4, "{rounds}");
+        assert_eq!((rounds.all.reads, rounds.most.reads), (rounds.count, 1), "{rounds}");
+        assert_eq!(
+            (rounds.all.bytes_read, rounds.most.bytes_read),
+            (bytes * rounds.count, bytes),
+            "{rounds}"
+        );
+        // Where a cycle begins, what was recorded before it may be handed over first; each of three batches has at most four cycles.
+        let beyond = rounds.all.submissions - rounds.count;
+        assert!(rounds.most.submissions <= 2 && beyond <= 3 * 4, "{rounds}");
+        // Three numbers or four a head, and five tables.
+        let most = (16 + 5 * size_of::<Head>()) * at_once;
+        assert!(rounds.most.writes <= 8 && rounds.most.bytes_written <= most as u64, "{rounds}");
+    }
 }

@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use kvsculpt::Error;
 use kvsculpt::cache::{Capture, Context, Dtype, Layer, Pairing, Queries};
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::options::{Options, Tail};
-use kvsculpt::solver::{Compression, Request, compress};
+use kvsculpt::solver::{Compression, Finished, Request, Team, compress};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -67,9 +68,20 @@ fn capture(folder: &std::path::Path) -> Capture {
 /// The result, and the bytes that were in use at most beside what was there before and the short cache.
 fn run(capture: &Capture, request: &Request) -> Result<(Compression, usize), Error> {
     let mut engine = CpuEngine::new();
+    watched(|| compress(&mut engine, capture, request, &mut ()))
+}
+
+/// The same on two machines at once.
+fn run_on_two(capture: &Capture, request: &Request) -> Result<(Compression, usize), Error> {
+    let (mut one, mut other) = (CpuEngine::new(), CpuEngine::new());
+    let mut team = Team::new().with(&mut one).with(&mut other);
+    watched(|| team.compress(capture, request, &mut Finished::default(), &mut ()))
+}
+
+fn watched(work: impl FnOnce() -> Result<Compression, Error>) -> Result<(Compression, usize), Error> {
     let before = ALLOCATOR.current_usage();
     ALLOCATOR.reset_peak_usage();
-    let short = compress(&mut engine, capture, request, &mut ())?;
+    let short = work()?;
     let peak = ALLOCATOR.peak_usage() - before;
     let kept: usize = short
         .compressed
@@ -107,14 +119,24 @@ fn memory_stays_within_the_budget_and_the_result_does_not_change() {
                 Err(error) => panic!("{error}"),
             }
         };
-        let some = 2 * memory;
-        request.memory = Some(some);
-        let more = run(&capture, &request).unwrap();
-        println!(
-            "chunk {chunk}: {free} bytes without a bound; {} of {memory}; {} of {some}",
-            least.1, more.1
-        );
-        for ((short, peak), memory) in [(least, memory), (more, some)] {
+        let mut runs = vec![(least, memory)];
+        // Where there is more, heads are read while others are worked on.
+        for some in [2 * memory, 3 * memory] {
+            request.memory = Some(some);
+            runs.push((run(&capture, &request).unwrap(), some));
+        }
+        // Each machine has a thread of its own, and what the matrix products' library keeps for it goes with the thread.
+        request.memory = Some(memory);
+        let fresh = thread::scope(|scope| scope.spawn(|| run(&capture, &request).unwrap()).join().unwrap());
+        let kept = fresh.1.saturating_sub(runs[0].0.1);
+        println!("{kept} bytes kept for a thread");
+        assert!(kept < 8 << 20);
+        request.memory = Some(2 * memory);
+        let (short, peak) = run_on_two(&capture, &request).unwrap();
+        runs.push(((short, peak.saturating_sub(2 * kept)), 2 * memory));
+        let peaks: Vec<_> = runs.iter().map(|((_, peak), memory)| format!("{peak} of {memory}")).collect();
+        println!("chunk {chunk}: {free} bytes without a bound; {}", peaks.join("; "));
+        for ((short, peak), memory) in runs {
             assert_eq!(short.compressed, together.compressed);
             assert_eq!(short.outcomes, together.outcomes);
             assert!(peak as u64 <= memory, "chunk {chunk}: {peak} bytes of {memory}");

@@ -13,7 +13,7 @@ use super::Dtype;
 use crate::error::{Error, Result};
 
 /// Bytes read at once; a multiple of every element size.
-const CHUNK: usize = 1 << 20;
+pub(crate) const CHUNK: usize = 1 << 20;
 
 /// Bytes in a file or in memory.
 pub(crate) struct Source {

@@ -131,6 +131,12 @@ impl Driven for Machine {
             Self::Gpu(engine) => engine.as_mut().work(job),
             #[cfg(feature = "cpu")]
             Self::Cpu(engine) => engine.work(job),
+            Self::Several(several) => Err(Error::Unsupported {
+                what: "a compressor".into(),
+                need: "one machine".into(),
+                have: several.name(),
+                remedy: "give it one of them, or call `compress`".into(),
+            }),
         }
     }
 }

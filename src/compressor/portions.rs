@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::gate::{Answer, Gate};
 use super::pace::Pace;
 use super::table::Table;
-use crate::engine::{Dims, Engine, Evaluated, Evaluation, Head, History, WEIGHT_ROWS};
+use crate::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History, WEIGHT_ROWS};
 use crate::error::Result;
 
 /// Operations handed over and not waited for: however little is foretold of them.
@@ -199,6 +199,18 @@ impl<E: Engine> Engine for Portions<'_, E> {
     fn wait(&mut self) -> Result<()> {
         self.settle()?;
         self.engine.wait()
+    }
+
+    fn exchanged(&self) -> Exchange {
+        self.engine.exchanged()
+    }
+
+    fn round_begins(&mut self) {
+        self.engine.round_begins();
+    }
+
+    fn round_ends(&mut self) {
+        self.engine.round_ends();
     }
 
     fn copy_pairs(&mut self, table: &Self::Table, width: u32, source: &E::Array, target: &mut E::Array) -> Result<()> {

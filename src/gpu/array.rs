@@ -218,6 +218,8 @@ impl Gpu {
     /// Writes bytes to the array's beginning, in portions. The queue does it before anything submitted later.
     fn put(&mut self, array: &Array, data: &[u8]) -> Result<()> {
         self.faults.check()?;
+        self.counts.writes += 1;
+        self.counts.bytes_written += data.len() as u64;
         let mut offset = 0;
         for portion in data.chunks(PORTION_BYTES) {
             // Copies are in whole words; the last bytes of an odd half-precision array are filled up.

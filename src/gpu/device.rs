@@ -20,6 +20,16 @@ const STORAGE_BUFFERS: u32 = 8;
 /// Features that kernels use where they are, with another way where they are not.
 const OPTIONAL: Features = Features::SHADER_F16.union(Features::SUBGROUP).union(Features::TIMESTAMP_QUERY);
 
+/// What has gone to a device and come back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) submissions: u64,
+    pub(crate) reads: u64,
+    pub(crate) bytes_read: u64,
+    pub(crate) writes: u64,
+    pub(crate) bytes_written: u64,
+}
+
 /// An open device with its queue and the work recorded but not yet handed over.
 #[derive(Debug)]
 pub struct Gpu {
@@ -38,7 +48,7 @@ pub struct Gpu {
     pub(super) in_flight: VecDeque<wgpu::SubmissionIndex>,
     /// Bytes given to the queue since the last submission; the queue holds a copy of them until then.
     pub(super) unsubmitted_bytes: u64,
-    pub(super) submissions: u64,
+    pub(super) counts: Counts,
     pub(super) staging: Option<wgpu::Buffer>,
     pub(super) time_out: Duration,
     pub(super) timings: Option<Timings>,
@@ -155,7 +165,7 @@ impl Gpu {
             recording: None,
             in_flight: VecDeque::new(),
             unsubmitted_bytes: 0,
-            submissions: 0,
+            counts: Counts::default(),
             staging: None,
             time_out: Duration::from_secs(seconds),
             timings: None,
@@ -214,7 +224,12 @@ impl Gpu {
     /// Portions of work handed to the queue so far.
     #[must_use]
     pub fn submissions(&self) -> u64 {
-        self.submissions
+        self.counts.submissions
+    }
+
+    /// What has gone to the device and come back so far.
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// How long one portion of work may take: 60 s at first, 600 s on a software driver.

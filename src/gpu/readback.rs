@@ -49,6 +49,8 @@ impl Gpu {
 
     fn read_portion(&mut self, array: &Array, offset: u64, target: &mut [u8]) -> Result<()> {
         let bytes = target.len() as u64;
+        self.counts.reads += 1;
+        self.counts.bytes_read += bytes;
         // Taken out: a buffer whose reading fails may stay mapped and must not serve again.
         let kept = self.staging.take().filter(|kept| kept.size() >= bytes);
         let staging = match kept {

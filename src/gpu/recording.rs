@@ -157,7 +157,7 @@ impl Gpu {
             queue.submit(std::iter::once(commands).chain(resolve))
         });
         self.unsubmitted_bytes = 0;
-        self.submissions += 1;
+        self.counts.submissions += 1;
         if let Some(error) = error {
             return Err(self.fail(&error.to_string()));
         }

@@ -25,7 +25,7 @@ use super::step::Step;
 use super::sum_blocks::SumBlocks;
 use super::table::{Table, groups};
 use super::weights::Weights;
-use crate::engine::{Dims, Engine, Head, History};
+use crate::engine::{Dims, Engine, Exchange, Head, History};
 use crate::error::{Error, Result};
 use crate::gpu::{Array, Element, Gpu};
 
@@ -241,6 +241,17 @@ impl Engine for GpuEngine {
 
     fn wait(&mut self) -> Result<()> {
         self.gpu.finish()
+    }
+
+    fn exchanged(&self) -> Exchange {
+        let counts = self.gpu.counts();
+        Exchange {
+            submissions: counts.submissions,
+            reads: counts.reads,
+            bytes_read: counts.bytes_read,
+            writes: counts.writes,
+            bytes_written: counts.bytes_written,
+        }
     }
 
     fn copy_pairs(&mut self, table: &Table, width: u32, source: &Array, target: &mut Array) -> Result<()> {

@@ -2,11 +2,14 @@
 
 use std::time::Instant;
 
+use super::Timings;
+use super::ahead::Ahead;
 use super::chunks;
 use super::fit::{Fitted, fit};
+use super::jobs::Task;
 use super::problem::Problem;
-use super::supply::{Slice, Stage, Supply};
-use super::{Finished, Observer, Timings};
+use super::slices::Slice;
+use super::supply::Stage;
 use crate::batch::{Budget, Shape, layout, need, schedule};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -15,25 +18,12 @@ use crate::options::{Method, Options};
 /// Told what part of a batch's work is done; its error ends the work.
 pub(super) type Watch<'a> = dyn FnMut(f64) -> Result<()> + 'a;
 
-/// What every stage of a compression needs: the machine, the heads, the memory they may use, and who watches.
-pub(super) struct Work<'a, E: Engine> {
-    pub(super) engine: &'a mut E,
-    pub(super) supply: &'a Supply<'a>,
-    /// Bytes that slices and batches may take together.
-    pub(super) memory: Option<u64>,
-    /// Heads and chunks of a batch.
-    pub(super) at_once: Option<usize>,
-    pub(super) scale: f32,
-    pub(super) observer: &'a mut dyn Observer,
-    /// Heads that are done; the first `given` of them were so before this run.
-    pub(super) finished: &'a mut Finished,
-    pub(super) given: usize,
-    /// The part of all the work that the stage in hand is: where it begins and how much it is.
-    pub(super) stage: (f64, f64),
-    /// Whether lengths are still to be decided: no head is finished by such work.
-    pub(super) planning: bool,
+/// One machine at work on the heads of a task.
+pub(super) struct Work<'e, 't, E: Engine> {
+    pub(super) engine: &'e mut E,
+    pub(super) task: Task<'t>,
     /// The heads in memory.
-    pub(super) slice: Slice,
+    slice: Slice,
 }
 
 /// Curvature pairs that the method needs.
@@ -41,8 +31,13 @@ pub(super) fn history(options: &Options) -> u32 {
     if options.method == Method::Kvsculpt { options.history } else { 0 }
 }
 
-impl<E: Engine> Work<'_, E> {
-    /// Does `work` slice by slice, on all chunks of a slice's heads; what it gives is put together in the order of heads. Heads that are
+impl<'e, 't, E: Engine> Work<'e, 't, E> {
+    pub(super) fn new(engine: &'e mut E, task: Task<'t>) -> Self {
+        let slice = Slice::NONE;
+        Self { engine, task, slice }
+    }
+
+    /// Does `work` slice by slice, on all chunks of a slice's heads, while the next slice is read where there is room for it; what it gives is put together in the order of heads. Heads that are
     /// `done` are left out.
     pub(super) fn in_slices<T>(
         &mut self,
@@ -51,36 +46,49 @@ impl<E: Engine> Work<'_, E> {
         timings: &mut Timings,
         mut work: impl FnMut(&mut Self, &[Problem], &mut Timings) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
-        let engine = &*self.engine;
-        let slices = self.supply.slices(stage, |shapes| scratch(engine, shapes))?;
-        let mut found = Vec::new();
-        for slice in slices {
-            tracing::debug!(heads = ?slice.heads, bytes = slice.bytes, "slice");
-            self.slice = slice.clone();
-            let mut problems = Vec::new();
-            for head in slice.heads {
-                if done.get(head) == Some(&true) {
-                    continue;
-                }
-                // Reading may take long, and has no share of its own in what is done.
-                let (heads, before) = (self.supply.places.len(), self.slice.heads.start);
-                let fraction = self.stage.0 + self.stage.1 * before as f64 / heads as f64;
-                if !self.observer.progress(if self.planning { 0 } else { before }, heads, fraction) {
-                    return Err(Error::Cancelled);
-                }
+        let (engine, supply) = (&*self.engine, self.task.supply);
+        let slices = supply.slices(stage, |shapes| scratch(engine, shapes))?;
+        let open = |slice: &Slice| slice.heads.clone().filter(|&head| done.get(head) != Some(&true)).collect();
+        let read = move |head| supply.read(head, stage);
+        std::thread::scope(|scope| {
+            let mut found = Vec::new();
+            let mut ahead = None;
+            for (slice, next) in slices.iter().zip(slices.iter().skip(1).map(Some).chain([None])) {
+                tracing::debug!(heads = ?slice.heads, bytes = slice.bytes, ahead = slice.ahead, "slice");
+                self.slice = slice.clone();
                 let started = Instant::now();
-                let mut chunks = self.supply.read(head, stage)?;
+                let reading = ahead
+                    .take()
+                    .unwrap_or_else(|| Ahead::start(scope, open(slice), supply.readers(slice, false), read));
+                let mut heads = reading.all(|| self.go_on())?;
                 timings.read += started.elapsed().as_secs_f64();
                 let started = Instant::now();
-                chunks::introduce(self.engine, &mut chunks, self.scale)?;
+                for chunks in &mut heads {
+                    self.go_on()?;
+                    chunks::introduce(self.engine, chunks, self.task.scale)?;
+                }
                 timings.teacher += started.elapsed().as_secs_f64();
-                problems.extend(chunks);
+                let problems: Vec<Problem> = heads.into_iter().flatten().collect();
+                ahead = next
+                    .filter(|_| slice.ahead > 0)
+                    .map(|next| Ahead::start(scope, open(next), supply.readers(next, true), read));
+                if !problems.is_empty() {
+                    found.extend(work(self, &problems, timings)?);
+                }
             }
-            if !problems.is_empty() {
-                found.extend(work(self, &problems, timings)?);
-            }
+            Ok(found)
+        })
+    }
+
+    /// Asks whether to go on while heads are read, which may take long and has no share of its own in what is done.
+    fn go_on(&mut self) -> Result<()> {
+        let (task, before) = (&mut self.task, self.slice.heads.start);
+        let fraction = task.stage.0 + task.stage.1 * before as f64 / task.supply.places.len() as f64;
+        if task.audience.progress(if task.planning { 0 } else { before }, fraction) {
+            Ok(())
+        } else {
+            Err(Error::Cancelled)
         }
-        Ok(found)
     }
 
     /// Fits these heads and chunks, those that keep everything without any work. Each head is given to `finish` with its chunks as soon as
@@ -92,7 +100,7 @@ impl<E: Engine> Work<'_, E> {
         timings: &mut Timings,
         mut finish: impl FnMut(&mut Self, &[Problem], Vec<Fitted>, &mut Timings) -> Result<T>,
     ) -> Result<Vec<T>> {
-        let count = self.supply.chunks.len();
+        let count = self.task.supply.chunks.len();
         // What chunks of a head change add up.
         let options = &Options {
             tolerance: options.tolerance / count as f64,
@@ -142,16 +150,16 @@ impl<E: Engine> Work<'_, E> {
         mut hand_over: impl FnMut(&mut Self, &[usize], Vec<T>, &mut Timings) -> Result<()>,
     ) -> Result<()> {
         let shapes = problems.iter().map(|problem| problem.shape()).collect::<Result<Vec<Shape>>>()?;
-        let budget = budget(&*self.engine, self.memory, &self.slice);
+        let budget = budget(&*self.engine, self.task.supply.memory, &self.slice);
         let engine = &*self.engine;
         let batches = schedule(&shapes, history, budget, |shapes| scratch(engine, shapes))?;
-        let batches = no_larger(batches, self.at_once);
+        let batches = no_larger(batches, self.task.at_once);
         let work: u64 = shapes.iter().map(Shape::work).sum::<u64>().max(1);
         let (mut done, mut work_done) = (finished, 0);
-        let (heads, chunks) = (self.supply.places.len(), self.supply.chunks.len());
+        let (heads, chunks) = (self.task.supply.places.len(), self.task.supply.chunks.len());
         // The slice's part of the stage, by its heads.
-        let part = |count: usize| count as f64 / heads as f64 * self.stage.1;
-        let (begin, share) = (self.stage.0 + part(self.slice.heads.start), part(self.slice.heads.len()));
+        let part = |count: usize| count as f64 / heads as f64 * self.task.stage.1;
+        let (begin, share) = (self.task.stage.0 + part(self.slice.heads.start), part(self.slice.heads.len()));
         for batch in batches {
             let members: Vec<&Problem> = batch.iter().map(|&head| problems[head]).collect();
             let sizes = batch.iter().map(|&head| shapes[head]).collect::<Vec<_>>();
@@ -163,15 +171,19 @@ impl<E: Engine> Work<'_, E> {
             let of_batch: u64 = sizes.iter().map(Shape::work).sum();
             let mut watch = |part: f64| {
                 let fraction = (work_done as f64 + part * of_batch as f64) / work as f64;
-                let finished = if self.planning { 0 } else { self.slice.heads.start + done / chunks };
-                if self.observer.progress(finished, heads, begin + share * fraction) {
+                let finished = if self.task.planning {
+                    0
+                } else {
+                    self.slice.heads.start + done / chunks
+                };
+                if self.task.audience.progress(finished, begin + share * fraction) {
                     Ok(())
                 } else {
                     Err(Error::Cancelled)
                 }
             };
             watch(0.0)?;
-            let found = stage(self.engine, &members, self.scale, timings, &mut watch)?;
+            let found = stage(self.engine, &members, self.task.scale, timings, &mut watch)?;
             hand_over(self, &batch, found, timings)?;
             done += batch.len();
             work_done += of_batch;
@@ -187,13 +199,13 @@ pub(super) fn no_larger(batches: Vec<Vec<usize>>, at_once: Option<usize>) -> Vec
     pieces.map(<[usize]>::to_vec).collect()
 }
 
-/// What batches may take beside a slice, of the memory there is for both.
+/// What batches may take beside a slice and what is read ahead, of the memory there is for all.
 pub(super) fn budget<E: Engine>(engine: &E, memory: Option<u64>, slice: &Slice) -> Budget {
     let array = engine.max_array_bytes();
     Budget {
         // A device does not say how much memory it has; its largest array is a cautious guess.
         total: match memory {
-            Some(memory) => memory.saturating_sub(slice.bytes),
+            Some(memory) => memory.saturating_sub(slice.bytes + slice.ahead),
             None => array.max(1 << 30),
         },
         array,

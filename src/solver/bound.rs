@@ -4,12 +4,11 @@
 //! judged on the validation rows, and the curves are asked again for a bound as much larger or smaller as the error was off.
 
 use super::allocation::mean_error;
-use super::batches::Work;
 use super::compress::fit;
+use super::jobs::Course;
 use super::plan::Plan;
 use super::supply::Supply;
 use super::{Outcome, Request, Timings};
-use crate::engine::Engine;
 use crate::error::Result;
 use crate::options::Options;
 
@@ -31,25 +30,25 @@ struct Tried {
 /// Fits all heads so that their mean error on validation rows, weighed as the request says, is at most `bound`; `plan` is what the
 /// curves gave for it, and becomes the plan of what is returned. Heads without validation rows do not count; where none has any, the
 /// curves have the last word.
-pub(super) fn fit_within<E: Engine>(
-    work: &mut Work<'_, E>,
+pub(super) fn fit_within(
+    course: &mut Course<'_>,
     request: &Request,
     plan: &mut Plan,
     bound: f64,
     timings: &mut Timings,
 ) -> Result<Vec<Outcome>> {
-    let (begin, mut left) = work.stage;
+    let (begin, mut left) = course.stage;
     let end = begin + left;
     let (mut good, mut bad): (Option<Tried>, Option<f64>) = (None, None);
     for attempt in 1.. {
         // How many fits there will be is not known: each is half of what is left.
-        work.stage = (end - left, left / 2.0);
+        course.stage = (end - left, left / 2.0);
         left /= 2.0;
-        let fitted = fit(work, request, &plan.free, timings)?;
+        let fitted = fit(course, request, &plan.free, timings)?;
         let Some(error) = mean(&fitted, &plan.weights) else {
             return Ok(fitted);
         };
-        let foretold = plan.foretold(work.supply);
+        let foretold = plan.foretold(course.supply);
         tracing::debug!(error, bound, foretold, "fitted within a bound");
         let change = (0.5 * (NEAR + 1.0) * bound / error).clamp(FOLLOWED.0, FOLLOWED.1);
         let next = if error <= bound {
@@ -57,7 +56,7 @@ pub(super) fn fit_within<E: Engine>(
                 return Ok(fitted);
             }
             let asked = bad.map_or_else(|| (foretold * change).min(f64::MAX), |bad| (foretold * bad).sqrt());
-            let next = plan.within(work.supply, &request.options, asked)?;
+            let next = plan.within(course.supply, &request.options, asked)?;
             if pairs(&next) >= pairs(&plan.free) {
                 return Ok(fitted);
             }
@@ -70,9 +69,9 @@ pub(super) fn fit_within<E: Engine>(
             bad = Some(foretold);
             match &good {
                 Some(good) if attempt >= FITS => good.free.clone(),
-                Some(good) => plan.between(work.supply, &request.options, good, foretold)?,
+                Some(good) => plan.between(course.supply, &request.options, good, foretold)?,
                 None => plan.longer(
-                    work.supply,
+                    course.supply,
                     &request.options,
                     if attempt >= MOST_FITS { 0.0 } else { foretold * change },
                 )?,
@@ -88,8 +87,8 @@ pub(super) fn fit_within<E: Engine>(
         }
     }
     // The best was not the last: it is made again, rather than kept beside every other.
-    work.stage = (end - left, left);
-    fit(work, request, &plan.free, timings)
+    course.stage = (end - left, left);
+    fit(course, request, &plan.free, timings)
 }
 
 impl Plan {

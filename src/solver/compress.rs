@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::batches::{Work, history};
 use super::bound::fit_within;
-use super::fit::{Fitted, timed};
+use super::fit::Fitted;
+use super::jobs::{Alone, Course, Hands};
 use super::plan::{self, Plan, plan};
 use super::problem::Problem;
 use super::shards;
-use super::supply::{Slice, Stage, Supply};
-use super::{Compression, Finished, FinishedHead, Lengths, Observer, Outcome, PLANNING, Request, Timings, assembled, bias, chunks, size};
+use super::supply::Supply;
+use super::{Compression, Finished, FinishedHead, Lengths, Observer, Outcome, Request, Timings, bias, chunks, size};
 use crate::budget::Budgets;
 use crate::cache::{Capture, Compressed, CompressedLayer, share};
 use crate::engine::Engine;
@@ -109,6 +109,17 @@ pub fn compress_from<E: Engine>(
     finished: &mut Finished,
     observer: &mut dyn Observer,
 ) -> Result<Compression> {
+    run(&mut Alone(engine), capture, request, finished, observer)
+}
+
+/// [`compress_from`] by whatever does the jobs.
+pub(super) fn run(
+    hands: &mut dyn Hands,
+    capture: &Capture,
+    request: &Request,
+    finished: &mut Finished,
+    observer: &mut dyn Observer,
+) -> Result<Compression> {
     let options = &request.options;
     let mut split = check(capture, request)?;
     let layers = chosen_layers(capture, request)?;
@@ -116,46 +127,30 @@ pub fn compress_from<E: Engine>(
 
     let supply = Supply::new(capture, request, &layers, split)?;
     let measures = plan::measures(request, supply.chunks.len());
-    #[allow(clippy::cast_possible_truncation, reason = "shaders compute in single precision")]
-    let scale = capture.scale as f32;
     let heads = supply.places.len();
-    let mut work = Work {
-        engine,
-        supply: &supply,
-        memory: request.memory,
-        at_once: request.at_once,
-        scale,
-        observer,
-        given: finished.heads.len(),
-        finished,
-        stage: (0.0, PLANNING),
-        planning: true,
-        slice: Slice { heads: 0..0, bytes: 0 },
-    };
+    let mut course = Course::new(hands, &supply, finished, observer);
     let started = Instant::now();
-    let mut plan = match &work.finished.lengths {
+    let mut plan = match &course.finished.lengths {
         Some(lengths) => Plan::decided(lengths, &supply, request)?,
         None => {
-            let plan = plan(&mut work, request)?;
+            let plan = plan(&mut course, request)?;
             let lengths = Lengths::of(&plan);
             if measures {
-                work.observer.decided(&lengths)?;
+                course.observer.decided(&lengths)?;
             }
-            work.finished.lengths = Some(lengths);
+            course.finished.lengths = Some(lengths);
             plan
         }
     };
     timings.budgets = started.elapsed().as_secs_f64();
 
-    let begin = if measures { PLANNING } else { 0.0 };
-    work.stage = (begin, 1.0 - begin);
-    work.planning = false;
+    course.begin_fits(measures);
     let outcomes = match options.target {
-        Some(Target::MaxError(bound)) if request.budgets.is_none() => fit_within(&mut work, request, &mut plan, bound, &mut timings)?,
-        _ => fit(&mut work, request, &plan.free, &mut timings)?,
+        Some(Target::MaxError(bound)) if request.budgets.is_none() => fit_within(&mut course, request, &mut plan, bound, &mut timings)?,
+        _ => fit(&mut course, request, &plan.free, &mut timings)?,
     };
     split.free = plan.free.iter().flatten().sum::<usize>() / heads;
-    work.observer.progress(heads, heads, 1.0);
+    course.observer.progress(heads, heads, 1.0);
     let source_bytes = supply.places.iter().map(|place| place.source_bytes(capture.tokens));
     let mut layers = layers
         .into_iter()
@@ -163,7 +158,7 @@ pub fn compress_from<E: Engine>(
         .collect::<Result<Vec<CompressedLayer>>>()?;
     let metadata = metadata(capture, options, split, &outcomes)?;
     // Nothing may fail from here on: what is finished would be lost.
-    work.finished.take(&supply, &plan.free, &mut layers)?;
+    course.finished.take(&supply, &plan.free, &mut layers)?;
     let lengths = layers.iter().map(|layer| (layer.index, layer.lengths.clone())).collect();
     Ok(Compression {
         budgets: Budgets::new(split.tokens, lengths)?.with_fixed(split.sinks, split.tail)?,
@@ -177,28 +172,12 @@ pub fn compress_from<E: Engine>(
 }
 
 /// Fits all heads, whose chunks have these free pairs, but those that are finished already; each that is done is told of at once.
-pub(super) fn fit<E: Engine>(
-    work: &mut Work<'_, E>,
-    request: &Request,
-    free: &[Vec<usize>],
-    timings: &mut Timings,
-) -> Result<Vec<Outcome>> {
-    let options = &request.options;
-    let (supply, history) = (work.supply, history(options));
-    work.finished.keep_only(work.given, supply, free);
-    let done = work.finished.done(supply, free, options.has_bias())?;
-    work.in_slices(Stage::Fit { free, history }, &done, timings, |work, problems, timings| {
-        work.fit(problems, options, timings, |work, chunks, mut fitted, timings| {
-            let outcome = timed(&mut timings.judge, || {
-                assembled::outcome(work.engine, chunks, &mut fitted, work.scale, options)
-            })?;
-            let head = assemble(outcome, chunks, &fitted, work.scale, options.has_bias());
-            work.observer.finished(&head)?;
-            work.finished.heads.push(head);
-            Ok(())
-        })
-    })?;
-    work.finished.outcomes(supply, free)
+pub(super) fn fit(course: &mut Course<'_>, request: &Request, free: &[Vec<usize>], timings: &mut Timings) -> Result<Vec<Outcome>> {
+    let (options, supply) = (&request.options, course.supply);
+    course.finished.keep_only(course.given, supply, free);
+    let done = course.finished.done(supply, free, options.has_bias())?;
+    course.ask(|hands, task| hands.fit(task, free, &done, options, timings))?;
+    course.finished.outcomes(supply, free)
 }
 
 /// A layer of the short cache, its heads still to come.
@@ -234,7 +213,7 @@ pub(super) fn chosen_layers(capture: &Capture, request: &Request) -> Result<Vec<
 }
 
 /// Puts a head together, chunk by chunk: the sinks of the first, free pairs, the tail of the last.
-fn assemble(outcome: Outcome, chunks: &[Problem], fitted: &[Fitted], scale: f32, has_bias: bool) -> FinishedHead {
+pub(super) fn assemble(outcome: Outcome, chunks: &[Problem], fitted: &[Fitted], scale: f32, has_bias: bool) -> FinishedHead {
     let (mut key, mut value, mut biases) = (Vec::new(), Vec::new(), Vec::new());
     if let Some(first) = chunks.first() {
         key.reserve_exact(outcome.kept * first.key_dim);

@@ -77,7 +77,7 @@ impl Grid {
 }
 
 /// The curve of every chunk of a slice: `problems` are sampled, and have the largest length of the grid.
-pub(super) fn of_slice<E: Engine>(work: &mut Work<'_, E>, problems: &[Problem], grid: &Grid, options: &Options) -> Result<Vec<Curve>> {
+pub(super) fn of_slice<E: Engine>(work: &mut Work<'_, '_, E>, problems: &[Problem], grid: &Grid, options: &Options) -> Result<Vec<Curve>> {
     if let Some(problem) = problems.iter().find(|problem| problem.rows.validation.is_empty()) {
         return Err(Error::shape(
             format!("layer {} head {}", problem.layer, problem.head),

@@ -48,6 +48,25 @@ pub struct Estimate {
 /// # Errors
 /// As [`check`]; [`OutOfMemory`](crate::Error::OutOfMemory) where a head does not fit.
 pub fn estimate<E: Engine>(engine: &E, capture: &Capture, request: &Request) -> Result<Estimate> {
+    estimate_by(capture, request, |supply, free| needs(engine, supply, free))
+}
+
+/// What heads take of a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Needs {
+    /// Bytes of the heads that are there together.
+    pub(super) host_bytes: u64,
+    /// As in [`Estimate`].
+    pub(super) device_bytes: u64,
+    pub(super) batches: usize,
+}
+
+/// [`estimate`] by what says how much all heads need, whose chunks have these free pairs.
+pub(super) fn estimate_by(
+    capture: &Capture,
+    request: &Request,
+    needs: impl FnOnce(&Supply<'_>, &[Vec<usize>]) -> Result<Needs>,
+) -> Result<Estimate> {
     let split = check(capture, request)?;
     let layers = chosen_layers(capture, request)?;
     let supply = Supply::new(capture, request, &layers, split)?;
@@ -72,12 +91,22 @@ pub fn estimate<E: Engine>(engine: &E, capture: &Capture, request: &Request) -> 
         found.host_bytes += 4 * (kept * (shape.dim + shape.value_dim)) as u64;
         free.push(even(kept - split.sinks - split.tail, count));
     }
-    let stage = Stage::Fit {
-        free: &free,
-        history: history(&request.options),
-    };
+    let needs = needs(&supply, &free)?;
+    found.host_bytes += needs.host_bytes;
+    (found.device_bytes, found.batches) = (needs.device_bytes, needs.batches);
+    Ok(found)
+}
+
+/// What fitting these heads takes of one machine, where their chunks have these free pairs.
+pub(super) fn needs<E: Engine>(engine: &E, supply: &Supply<'_>, free: &[Vec<usize>]) -> Result<Needs> {
+    let request = supply.request;
+    let history = history(&request.options);
+    let stage = Stage::Fit { free, history };
     let slices = supply.slices(stage, |shapes| scratch(engine, shapes))?;
-    found.host_bytes += slices.iter().map(|slice| slice.bytes).max().unwrap_or(0);
+    let mut found = Needs {
+        host_bytes: slices.iter().map(|slice| slice.bytes + slice.ahead).max().unwrap_or(0),
+        ..Needs::default()
+    };
     for slice in slices {
         let mut shapes = Vec::new();
         for head in slice.heads.clone() {
@@ -89,17 +118,14 @@ pub fn estimate<E: Engine>(engine: &E, capture: &Capture, request: &Request) -> 
                     .filter(|shape| shape.free + shape.fixed < shape.tokens),
             );
         }
-        let batches = schedule(
-            &shapes,
-            history(&request.options),
-            budget(engine, request.memory, &slice),
-            |shapes| scratch(engine, shapes),
-        )?;
+        let batches = schedule(&shapes, history, budget(engine, supply.memory, &slice), |shapes| {
+            scratch(engine, shapes)
+        })?;
         let batches = no_larger(batches, request.at_once);
         found.batches += batches.len();
         for batch in batches {
             let members: Vec<Shape> = batch.iter().map(|&head| shapes[head]).collect();
-            let bytes = Workspace::new(&members, history(&request.options)).bytes() + scratch(engine, &members);
+            let bytes = Workspace::new(&members, history).bytes() + scratch(engine, &members);
             found.device_bytes = found.device_bytes.max(bytes);
         }
     }

@@ -105,11 +105,13 @@ impl<E: Engine> KeySteps<E> {
         most_evaluations: u32,
         mut watch: impl FnMut(f64) -> Result<()>,
     ) -> Result<()> {
+        engine.round_begins();
         engine.set_table(&mut self.tables.active, heads)?;
         evaluate(engine, &self.tables.active, &mut on, None, &mut self.trial_gradient)?;
         engine.slope(&self.tables.active, &self.trial_gradient, &self.direction, on.scalars)?;
         engine.copy_pairs(&self.tables.active, self.dims.dim, &self.trial_gradient, &mut self.gradient)?;
         let mut found = engine.read(on.scalars)?;
+        engine.round_ends();
         let mut actions: Vec<(Head, Action)> = Vec::with_capacity(heads.len());
         for head in heads {
             let reading = reading(&found, head, on.mass_weights);
@@ -117,6 +119,7 @@ impl<E: Engine> KeySteps<E> {
         }
         let mut rounds = 0;
         loop {
+            engine.round_begins();
             self.carry_out(engine, &mut actions, &mut on)?;
             if actions.is_empty() {
                 return Ok(());
@@ -124,6 +127,7 @@ impl<E: Engine> KeySteps<E> {
             rounds += 1;
             watch((f64::from(rounds) / f64::from(most_evaluations)).min(1.0))?;
             found = engine.read(on.scalars)?;
+            engine.round_ends();
             for (head, action) in &mut actions {
                 let reading = reading(&found, head, on.mass_weights);
                 tracing::trace!(

@@ -1,5 +1,6 @@
 //! Says in what order: teacher, seed, values ⇄ keys, line search, stop. Names no wgpu.
 
+mod ahead;
 mod allocation;
 mod assembled;
 mod batches;
@@ -8,12 +9,14 @@ mod bound;
 mod candidates;
 mod chunks;
 mod compress;
+mod crew;
 mod curve_set;
 mod curves;
 mod descent;
 mod estimate;
 mod finished;
 mod fit;
+mod jobs;
 mod judge;
 mod keys;
 mod line_search;
@@ -25,7 +28,9 @@ mod rowset;
 mod seed;
 mod shards;
 mod size;
+mod slices;
 mod supply;
+mod team;
 mod track;
 mod values;
 
@@ -36,6 +41,8 @@ pub use finished::{Finished, FinishedHead, Lengths};
 pub use judge::{Worth, judge};
 pub use recover::compress_recovering;
 pub use shards::{CompressedPart, compress_part, measure_curves, plan_curves, plan_part};
+pub(crate) use team::{Size, estimate_together};
+pub use team::{Team, division};
 
 use serde::{Deserialize, Serialize};
 
@@ -70,8 +77,8 @@ pub struct Request {
     pub budgets: Option<Budgets>,
     /// What each head's error weighs where lengths are decided by error curves; `None`: all the same.
     pub weights: Option<Weights>,
-    /// Bytes that everything a compression works on may use together, on the host and on the device: the heads that are read, the
-    /// arrays of those worked on at once, and their results. On top come the capture, where it is in memory, the short cache, and some
+    /// Bytes that everything a compression works on may use together, on the host and on the device: the heads that are read, those that are
+    /// read ahead meanwhile, the arrays of those worked on at once, and their results. On top come the capture, where it is in memory, the short cache, and some
     /// MiB for each thread that the CPU engine's matrix products keep.
     /// `None`: heads of 1 GiB are read at once, and the arrays of a batch may be as large as the machine's largest array, and at
     /// least 1 GiB.
@@ -114,7 +121,7 @@ pub const PLANNING: f64 = 0.15;
 /// Seconds by stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
-    /// Reading the capture and drawing rows.
+    /// Waiting for heads to be read from the capture and their rows to be drawn. What is read while the machine works does not count.
     pub read: f64,
     /// Error curves and budgets.
     #[serde(default)]
@@ -127,6 +134,18 @@ pub struct Timings {
     pub keys: f64,
     /// Judging candidates on training, validation and probe rows.
     pub judge: f64,
+}
+
+impl Timings {
+    /// Adds those of another machine's work.
+    fn add(&mut self, other: Self) {
+        self.read += other.read;
+        self.budgets += other.budgets;
+        self.teacher += other.teacher;
+        self.values += other.values;
+        self.keys += other.keys;
+        self.judge += other.judge;
+    }
 }
 
 /// A finished compression.

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::allocation::{heads_of, lengths, shared, within_bytes, within_error};
-use super::batches::{Work, history};
 use super::chunks::even;
-use super::curves::{self, Grid};
-use super::supply::{Stage, Supply};
-use super::{Decided, Lengths, Request, Timings};
+use super::curves::Grid;
+use super::jobs::Course;
+use super::supply::Supply;
+use super::{Decided, Lengths, Request};
 use crate::budget::{self, Budgets, Curve, Scope, Weights};
-use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::{Allocator, Method, Options, Split, Target};
 
@@ -77,14 +76,14 @@ pub(super) fn measures(request: &Request, chunks: usize) -> bool {
 }
 
 /// Decides the lengths.
-pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, request: &Request) -> Result<Plan> {
+pub(super) fn plan(course: &mut Course<'_>, request: &Request) -> Result<Plan> {
     let options = &request.options;
-    let supply = work.supply;
+    let supply = course.supply;
     let (heads, split, count) = (supply.heads(), supply.split, supply.chunks.len());
     let fixed = split.sinks + split.tail;
     let lengths = match (request.decided(), &request.budgets) {
-        (Decided::Curves, _) => return by_curves(work, &heads, request),
-        (Decided::Pilot, _) => by_pilot(work, &heads, options)?,
+        (Decided::Curves, _) => return by_curves(course, &heads, request),
+        (Decided::Pilot, _) => by_pilot(course, &heads, options)?,
         (Decided::Beforehand, Some(budgets)) => {
             let lengths = given(budgets, &heads, split, count)?;
             if let Some(free) = shares(budgets, &heads, &supply.chunks)? {
@@ -100,7 +99,7 @@ pub(super) fn plan<E: Engine>(work: &mut Work<'_, E>, request: &Request) -> Resu
                 };
                 // A length may be shorter than any that would have been decided.
                 let shortest = all.iter().min().map_or(1, |length| length - fixed);
-                let parts = parts(work, least(split).min(shortest / count * count).max(1), options)?;
+                let parts = parts(course, least(split).min(shortest / count * count).max(1), options)?;
                 return Ok(Plan::of(shared(&supply.chunks, &parts, &lengths)?));
             }
             lengths
@@ -224,36 +223,24 @@ fn least(split: Split) -> usize {
 }
 
 /// The curves of all chunks, those of a head one after the other, for heads of at least so many free pairs.
-fn parts<E: Engine>(work: &mut Work<'_, E>, least: usize, options: &Options) -> Result<Vec<Curve>> {
-    let chunks = &work.supply.chunks;
+fn parts(course: &mut Course<'_>, least: usize, options: &Options) -> Result<Vec<Curve>> {
+    let chunks = &course.supply.chunks;
     let grid = Grid::new(chunks, least.div_ceil(chunks.len()));
-    let mut timings = Timings::default();
-    work.in_slices(grid.stage(), &[], &mut timings, |work, problems, _| {
-        curves::of_slice(work, problems, &grid, options)
-    })
+    course.ask(|hands, task| hands.curves(task, &grid, options))
 }
 
 /// The paper's rule: a pilot of the whole method at the uniform length, shares by the square root of its loss.
-fn by_pilot<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], options: &Options) -> Result<Vec<usize>> {
+fn by_pilot(course: &mut Course<'_>, heads: &[(usize, usize)], options: &Options) -> Result<Vec<usize>> {
     let scope = options.budget;
     let pilot = Options {
         method: Method::Kvsculpt,
         steps: if scope == Scope::Layer { PILOT_STEPS.0 } else { PILOT_STEPS.1 },
         ..options.clone()
     };
-    let (split, count) = (work.supply.split, work.supply.chunks.len());
+    let supply = course.supply;
+    let (split, count) = (supply.split, supply.chunks.len());
     let free = vec![even(split.free, count); heads.len()];
-    let stage = Stage::Fit {
-        free: &free,
-        history: history(&pilot),
-    };
-    let mut timings = Timings::default();
-    let losses = work.in_slices(stage, &[], &mut timings, |work, problems, timings| {
-        work.fit(problems, &pilot, timings, |_, _, chunks, _| {
-            // A chunk's loss is what it alone does to the head.
-            Ok(chunks.iter().map(|chunk| chunk.outcome.result.loss).sum::<f64>())
-        })
-    })?;
+    let losses = course.ask(|hands, task| hands.losses(task, &free, &pilot))?;
     let (least, zone, fixed) = (least(split).max(count), split.zone(), split.sinks + split.tail);
     let allocate = |total: usize| {
         let free = total.saturating_sub(fixed * heads.len());
@@ -267,7 +254,7 @@ fn by_pilot<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], options
         Ok(shares.into_iter().map(|free| fixed + free).collect())
     };
     match options.target {
-        Some(Target::Bytes(_)) => within_bytes(split, &work.supply.all_pair_bytes(), allocate),
+        Some(Target::Bytes(_)) => within_bytes(split, &supply.all_pair_bytes(), allocate),
         _ => allocate(split.kept() * heads.len()),
     }
 }
@@ -286,11 +273,11 @@ fn by_layer(heads: &[(usize, usize)], losses: &[f64], least: usize, most: usize,
 }
 
 /// Curves of every head, and the lengths that serve the target best by them.
-fn by_curves<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], request: &Request) -> Result<Plan> {
+fn by_curves(course: &mut Course<'_>, heads: &[(usize, usize)], request: &Request) -> Result<Plan> {
     let options = &request.options;
-    let supply = work.supply;
+    let supply = course.supply;
     let weights = weights(heads, request.weights.as_ref())?;
-    let parts = measured(work, options)?;
+    let parts = measured(course, options)?;
     let curves = heads_of(&parts, supply.chunks.len())?;
     let lengths = lengths(supply.split, &supply.all_pair_bytes(), &curves, &weights, options)?;
     Ok(Plan {
@@ -302,8 +289,8 @@ fn by_curves<E: Engine>(work: &mut Work<'_, E>, heads: &[(usize, usize)], reques
 }
 
 /// The curves of all chunks by which lengths are decided.
-pub(super) fn measured<E: Engine>(work: &mut Work<'_, E>, options: &Options) -> Result<Vec<Curve>> {
-    parts(work, least(work.supply.split), options)
+pub(super) fn measured(course: &mut Course<'_>, options: &Options) -> Result<Vec<Curve>> {
+    parts(course, least(course.supply.split), options)
 }
 
 /// The weight of each head's error.

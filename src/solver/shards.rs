@@ -8,14 +8,14 @@ use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
 
-use super::batches::Work;
 use super::compress::{check, chosen_layers, common_metadata, empty, fit};
 use super::curve_set::{About, CurveSet};
+use super::jobs::{Alone, Course, Hands};
 use super::plan::{self, plan};
-use super::recover::recovering;
+use super::recover::{Recovering, Recovery};
 use super::size::largest_header;
-use super::supply::{Slice, Supply};
-use super::{Decided, Finished, Observer, Outcome, PLANNING, Request, Timings};
+use super::supply::Supply;
+use super::{Decided, Finished, Observer, Outcome, Request, Timings};
 use crate::batch::Shard;
 use crate::budget::Scope;
 use crate::cache::{self, Capture, CompressedLayer, Part};
@@ -130,19 +130,33 @@ pub fn measure_curves<E: Engine>(
     shard: Shard,
     observer: &mut dyn Observer,
 ) -> Result<CurveSet> {
+    curves_by(
+        &mut Recovering::new(&mut Alone(engine), &mut Recovery::new(request.memory)),
+        capture,
+        request,
+        shard,
+        observer,
+    )
+}
+
+/// [`measure_curves`] by whatever does the job.
+pub(super) fn curves_by(
+    hands: &mut dyn Hands,
+    capture: &Capture,
+    request: &Request,
+    shard: Shard,
+    observer: &mut dyn Observer,
+) -> Result<CurveSet> {
     let mut set = plan_curves(capture, request, shard)?;
     if set.heads.is_empty() {
         return Ok(set);
     }
     let layers = chosen_layers(capture, request)?;
-    let split = set.about.split;
-    set.parts = recovering(engine, capture, request, observer, |engine, request, observer| {
-        let supply = Supply::new(capture, request, &layers, split)?.of_shard(shard);
-        let mut finished = Finished::default();
-        let mut work = work(engine, &supply, capture, request, &mut finished, observer);
-        work.stage = (0.0, 1.0);
-        plan::measured(&mut work, &request.options)
-    })?;
+    let supply = Supply::new(capture, request, &layers, set.about.split)?.of_shard(shard);
+    let mut finished = Finished::default();
+    let mut course = Course::new(hands, &supply, &mut finished, observer);
+    course.stage = (0.0, 1.0);
+    set.parts = plan::measured(&mut course, &request.options)?;
     Ok(set)
 }
 
@@ -192,6 +206,23 @@ pub fn compress_part<E: Engine>(
     shard: Shard,
     observer: &mut dyn Observer,
 ) -> Result<CompressedPart> {
+    part_by(
+        &mut Recovering::new(&mut Alone(engine), &mut Recovery::new(request.memory)),
+        capture,
+        request,
+        shard,
+        observer,
+    )
+}
+
+/// [`compress_part`] by whatever does the jobs.
+pub(super) fn part_by(
+    hands: &mut dyn Hands,
+    capture: &Capture,
+    request: &Request,
+    shard: Shard,
+    observer: &mut dyn Observer,
+) -> Result<CompressedPart> {
     let mut found = CompressedPart {
         part: plan_part(capture, request, shard)?,
         outcomes: Vec::new(),
@@ -206,24 +237,13 @@ pub fn compress_part<E: Engine>(
         return Ok(found);
     }
     let mut finished = Finished::default();
-    let (plan, outcomes) = recovering(engine, capture, request, observer, |engine, request, observer| {
-        let supply = Supply::new(capture, request, &layers, split)?.of_shard(shard);
-        let mut work = work(engine, &supply, capture, request, &mut finished, observer);
-        work.given = work.finished.heads.len();
-        let started = Instant::now();
-        let plan = plan(&mut work, request)?;
-        found.timings.budgets += started.elapsed().as_secs_f64();
-        let begin = if plan::measures(request, supply.chunks.len()) {
-            PLANNING
-        } else {
-            0.0
-        };
-        work.stage = (begin, 1.0 - begin);
-        work.planning = false;
-        let outcomes = fit(&mut work, request, &plan.free, &mut found.timings)?;
-        work.observer.progress(heads, heads, 1.0);
-        Ok((plan, outcomes))
-    })?;
+    let mut course = Course::new(hands, &supply, &mut finished, observer);
+    let started = Instant::now();
+    let plan = plan(&mut course, request)?;
+    found.timings.budgets = started.elapsed().as_secs_f64();
+    course.begin_fits(plan::measures(request, supply.chunks.len()));
+    let outcomes = fit(&mut course, request, &plan.free, &mut found.timings)?;
+    course.observer.progress(heads, heads, 1.0);
     let mut layers = layers
         .into_iter()
         .map(|index| empty(capture, request, index))
@@ -236,31 +256,6 @@ pub fn compress_part<E: Engine>(
     found.outcomes = outcomes;
     found.source_bytes = supply.places.iter().map(|place| place.source_bytes(capture.tokens)).sum();
     Ok(found)
-}
-
-fn work<'a, E: Engine>(
-    engine: &'a mut E,
-    supply: &'a Supply<'a>,
-    capture: &Capture,
-    request: &Request,
-    finished: &'a mut Finished,
-    observer: &'a mut dyn Observer,
-) -> Work<'a, E> {
-    #[allow(clippy::cast_possible_truncation, reason = "shaders compute in single precision")]
-    let scale = capture.scale as f32;
-    Work {
-        engine,
-        supply,
-        memory: request.memory,
-        at_once: request.at_once,
-        scale,
-        observer,
-        given: 0,
-        finished,
-        stage: (0.0, PLANNING),
-        planning: true,
-        slice: Slice { heads: 0..0, bytes: 0 },
-    }
 }
 
 /// What curves and lengths are of: the file by its digest, and by another all that is said of it, the queries put beside it too.

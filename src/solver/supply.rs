@@ -1,14 +1,12 @@
 //! The heads of a request, read from the capture slice by slice, so that no more of it is in memory than may be.
 
-use std::ops::Range;
-
 use super::Request;
 use super::bias;
 use super::chunks;
 use super::problem::{Cut, Problem};
 use super::rows;
 use crate::batch::{Shape, Shard, need};
-use crate::cache::{Capture, Dtype, LayerShape};
+use crate::cache::{CHUNK, Capture, Dtype, LayerShape};
 use crate::engine::Dims;
 use crate::error::{Error, Result};
 use crate::options::Split;
@@ -40,27 +38,24 @@ pub(super) enum Stage<'a> {
     Fit { free: &'a [Vec<usize>], history: u32 },
 }
 
-/// Consecutive heads that are in memory together, and what they take there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Slice {
-    pub(super) heads: Range<usize>,
-    pub(super) bytes: u64,
-}
-
 /// Bytes that a head takes.
 #[derive(Clone, Copy, Debug)]
-struct Need {
+pub(super) struct Need {
     /// While its slice is worked on, its results counted in.
-    host: u64,
+    pub(super) host: u64,
+    /// Beside that while it is read.
+    pub(super) reading: u64,
     /// Beside that, at most: while it is read, or while one of its chunks alone is on the engine.
-    beside: u64,
+    pub(super) beside: u64,
 }
 
-/// All heads of a request.
-#[derive(Debug)]
+/// All heads of a request, or some of them.
+#[derive(Clone, Debug)]
 pub(super) struct Supply<'a> {
-    capture: &'a Capture,
-    request: &'a Request,
+    pub(super) capture: &'a Capture,
+    pub(super) request: &'a Request,
+    /// Bytes that slices and batches may take together.
+    pub(super) memory: Option<u64>,
     /// That of every head where all lengths are the same.
     pub(super) split: Split,
     /// The chunks of every head, whole.
@@ -81,6 +76,7 @@ impl<'a> Supply<'a> {
         Ok(Self {
             capture,
             request,
+            memory: request.memory,
             split,
             chunks: chunks::cut(split, request.options.chunk),
             all: places.iter().map(|place| (place.layer, place.head)).collect(),
@@ -89,12 +85,27 @@ impl<'a> Supply<'a> {
     }
 
     /// The heads of one shard alone.
-    pub(super) fn of_shard(mut self, shard: Shard) -> Self {
-        // What all work on a head grows with, as far as the header tells it: its query heads and channels.
+    pub(super) fn of_shard(&self, shard: Shard) -> Self {
+        self.only(&shard.members(&self.costs()))
+    }
+
+    /// What all work on each head grows with, as far as the header tells it: its query heads and channels.
+    pub(super) fn costs(&self) -> Vec<u64> {
         let cost = |place: &Place<'_>| (place.shape.query_heads / place.shape.kv_heads * (place.shape.dim + place.shape.value_dim)) as u64;
-        let costs: Vec<u64> = self.places.iter().map(cost).collect();
-        self.places = shard.members(&costs).into_iter().map(|head| self.places[head]).collect();
-        self
+        self.places.iter().map(cost).collect()
+    }
+
+    /// Some of the heads alone.
+    pub(super) fn only(&self, heads: &[usize]) -> Self {
+        Self {
+            places: heads.iter().map(|&head| self.places[head]).collect(),
+            ..self.clone()
+        }
+    }
+
+    /// The same heads, in so much memory.
+    pub(super) fn within(&self, memory: Option<u64>) -> Self {
+        Self { memory, ..self.clone() }
     }
 
     /// Layer and head of each.
@@ -181,47 +192,7 @@ impl<'a> Supply<'a> {
         self.splits(head, stage).into_iter().map(of_chunk).collect()
     }
 
-    /// Heads in their order, in slices that leave as much of the memory to the engine as they take; a head that needs more gets more.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] where a head alone takes more than there is, with the least that would do for all.
-    pub(super) fn slices(&self, stage: Stage<'_>, scratch: impl Fn(&[Shape]) -> u64) -> Result<Vec<Slice>> {
-        let needs = (0..self.places.len())
-            .map(|head| self.need(head, stage, &scratch))
-            .collect::<Result<Vec<Need>>>()?;
-        let (usual, most) = match self.request.memory {
-            Some(memory) => (memory / 2, memory),
-            None => (USUAL_SLICE, u64::MAX),
-        };
-        let least = needs.iter().map(|need| need.host.saturating_add(need.beside)).max().unwrap_or(0);
-        if least > most {
-            return Err(Error::OutOfMemory {
-                label: "everything of one head".to_owned(),
-                bytes: least,
-                available: most,
-            });
-        }
-        let mut slices: Vec<Slice> = Vec::new();
-        let mut beside = 0;
-        for (head, need) in needs.into_iter().enumerate() {
-            if let Some(slice) = slices.last_mut() {
-                let bytes = slice.bytes + need.host;
-                let largest = need.beside.max(beside);
-                if bytes <= usual && bytes.saturating_add(largest) <= most {
-                    (slice.heads.end, slice.bytes, beside) = (head + 1, bytes, largest);
-                    continue;
-                }
-            }
-            beside = need.beside;
-            slices.push(Slice {
-                heads: head..head + 1,
-                bytes: need.host,
-            });
-        }
-        Ok(slices)
-    }
-
-    fn need(&self, head: usize, stage: Stage<'_>, scratch: &impl Fn(&[Shape]) -> u64) -> Result<Need> {
+    pub(super) fn need(&self, head: usize, stage: Stage<'_>, scratch: &impl Fn(&[Shape]) -> u64) -> Result<Need> {
         let shapes = self.shapes(head, stage)?;
         let layer = self.places[head].shape;
         let group = layer.query_heads / layer.kv_heads;
@@ -242,7 +213,8 @@ impl<'a> Supply<'a> {
             + layer.probe_rows.unwrap_or(0)
             + if layer.query && made.is_none() { self.split.tokens } else { 0 };
         let drawn = 4 * width * drawn.iter().sum::<usize>() as u64;
-        let mut beside = pairs + floats(group * read_rows * layer.dim) + 2 * drawn + made.unwrap_or(0);
+        let reading = pairs + pairs.min(CHUNK as u64) + floats(group * read_rows * layer.dim) + 2 * drawn + made.unwrap_or(0);
+        let mut beside = reading;
         let is_cut = shapes.len() > 1;
         // A state of the others for each chunk, and the teacher's.
         let mut host = pairs + queries + if is_cut { state * (shapes.len() as u64 + 1) } else { 0 };
@@ -266,7 +238,7 @@ impl<'a> Supply<'a> {
                 beside = beside.max(need(&[shape], history, scratch(&[shape])));
             }
         }
-        Ok(Need { host, beside })
+        Ok(Need { host, reading, beside })
     }
 }
 

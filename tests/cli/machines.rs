@@ -115,3 +115,87 @@ fn both_engines_give_the_same_probe_errors_head_by_head() {
         assert!(*cpu > 0.0 && (gpu / cpu - 1.0).abs() < 0.01, "{gpu} and {cpu}");
     }
 }
+
+/// The file that comes out, and what was printed.
+fn made(workplace: &Workplace, more: &[&str]) -> (Vec<u8>, String) {
+    let output = workplace.compress(more);
+    let printed = succeeded(&output).to_owned();
+    (std::fs::read(workplace.output()).expect("the output"), printed)
+}
+
+#[test]
+fn equal_machines_that_share_the_heads_write_the_file_of_one() {
+    let workplace = Workplace::new(&capture().bytes());
+    let (cpu, _) = made(&workplace, &["--adapter", "cpu"]);
+    assert!(made(&workplace, &[]).0 == cpu, "`cpu` is the CPU engine");
+    let (two, printed) = made(&workplace, &["--adapter", "cpu,cpu", "--memory", "64MiB"]);
+    assert!(
+        two == cpu && printed.contains(" + CPU") && printed.contains("of all machines"),
+        "{printed}"
+    );
+    let (three, printed) = made(
+        &workplace,
+        &["--adapter", "cpu, CPU ,cpu", "--shares", "2,1,1", "--timings", "--json"],
+    );
+    assert!(three == cpu);
+    let report: Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!(report["engine"]["kind"], "cpu");
+    assert!(report["measured"]["traffic"]["evaluations"].as_u64().is_some_and(|count| count > 0));
+    let (gpu, _) = made(&workplace, &["--adapter", "0"]);
+    assert!(made(&workplace, &["--adapter", "0,0"]).0 == gpu, "two devices on one adapter");
+    let (mixed, printed) = made(&workplace, &["--adapter", "0,cpu", "--json"]);
+    let report: Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!(report["engine"]["kind"], "mixed");
+    assert!(
+        made(&workplace, &["--adapter", "0,cpu"]).0 == mixed,
+        "the same list gives the same bytes"
+    );
+    assert_eq!(workplace.files(), ["capture.safetensors", "short.safetensors"]);
+}
+
+#[test]
+fn how_heads_are_divided_is_told_beforehand() {
+    let workplace = Workplace::new(&capture().bytes());
+    let output = workplace.compress(&["--dry-run", "--adapter", "cpu,cpu", "--shares", "3,1", "--json"]);
+    let found: Value = serde_json::from_str(succeeded(&output)).expect("JSON");
+    let heads: Vec<u64> = found["machines"]
+        .as_array()
+        .expect("machines")
+        .iter()
+        .map(|share| share["heads"].as_u64().expect("a count"))
+        .collect();
+    assert_eq!(heads, [3, 1]);
+    let output = workplace.compress(&["--dry-run", "--adapter", "cpu,cpu"]);
+    assert!(succeeded(&output).contains("2 heads on CPU"), "{}", text(&output.stdout));
+    let list = run(&["devices", "--adapter", "cpu,cpu", "--json"]);
+    let devices: Value = serde_json::from_str(succeeded(&list)).expect("JSON");
+    assert_eq!(devices["chosen"], serde_json::json!({ "engine": "cpu", "adapters": [null, null] }));
+}
+
+#[test]
+fn a_list_of_machines_that_makes_no_sense_is_refused() {
+    let workplace = Workplace::new(&capture().bytes());
+    refused(&workplace.compress(&["--adapter", "cpu,"]), 2, &["--adapter", "comma"]);
+    refused(&workplace.compress(&["--adapter", "cpu,no such thing"]), 4, &["`no such thing`"]);
+    refused(
+        &workplace.compress(&["--adapter", "cpu,cpu", "--engine", "gpu"]),
+        2,
+        &["--adapter", "--engine gpu"],
+    );
+    refused(
+        &workplace.compress(&["--adapter", "cpu,cpu", "--engine", "cpu"]),
+        2,
+        &["--adapter", "--engine cpu"],
+    );
+    refused(
+        &workplace.compress(&["--adapter", "cpu,cpu", "--shares", "1,2,3"]),
+        2,
+        &["--shares", "3 numbers", "names 2"],
+    );
+    assert_eq!(workplace.files(), ["capture.safetensors"]);
+    let _ = made(&workplace, &["--adapter", "cpu"]);
+    let path = |path: std::path::PathBuf| path.to_str().expect("a path of letters").to_owned();
+    let (capture, short) = (path(workplace.capture()), path(workplace.output()));
+    let compared = run(&["compare", &short, &short, "--capture", &capture, "--adapter", "cpu,cpu"]);
+    refused(&compared, 2, &["--adapter", "not shared"]);
+}

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kvsculpt::engine::{Dims, Engine, Evaluated, Evaluation, Head, History};
+use kvsculpt::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History};
 use kvsculpt::{Error, Result};
 
 /// An engine whose device is lost at some operations, counted from 0 over all devices, and has room for arrays of so many floats.
@@ -80,6 +80,18 @@ impl<E: Engine> Engine for Faulty<E> {
 
     fn wait(&mut self) -> Result<()> {
         self.engine.wait()
+    }
+
+    fn exchanged(&self) -> Exchange {
+        self.engine.exchanged()
+    }
+
+    fn round_begins(&mut self) {
+        self.engine.round_begins();
+    }
+
+    fn round_ends(&mut self) {
+        self.engine.round_ends();
     }
 
     fn reopen(&mut self) -> Result<()> {

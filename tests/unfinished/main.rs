@@ -10,3 +10,4 @@ mod faulty;
 mod finished;
 mod problem;
 mod recovering;
+mod several;

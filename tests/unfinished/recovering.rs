@@ -11,9 +11,9 @@ use crate::problem::{assert_same, capture, requests};
 
 /// What the observer was told.
 #[derive(Default)]
-struct Told {
-    retried: Vec<String>,
-    finished: usize,
+pub(crate) struct Told {
+    pub(crate) retried: Vec<String>,
+    pub(crate) finished: usize,
 }
 
 impl Observer for Told {

@@ -1,5 +1,6 @@
 //! Arguments that several subcommands share, and the forms they are written in.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -54,9 +55,13 @@ pub(crate) struct EngineArguments {
     /// Use only GPU adapters of this interface [default: the variable WGPU_BACKEND, else all]
     #[arg(long, value_enum, value_name = "BACKEND")]
     pub(crate) backend: Option<BackendKind>,
-    /// The adapter's number in `kvsculpt devices`, or a part of its name [default: the variable WGPU_ADAPTER_NAME, else the first]
-    #[arg(long, value_name = "INDEX|NAME")]
+    /// The adapter's number in `kvsculpt devices`, or a part of its name [default: the variable WGPU_ADAPTER_NAME, else the first].
+    /// Several with commas share the heads; `cpu` among them is the CPU engine
+    #[arg(long, value_name = "INDEX|NAME,…")]
     pub(crate) adapter: Option<String>,
+    /// How much of the heads each of several adapters gets, e.g. 3,1 [default: all the same]
+    #[arg(long, value_name = "COUNT,…", value_delimiter = ',', requires = "adapter")]
+    pub(crate) shares: Vec<NonZeroU32>,
 }
 
 impl EngineArguments {

@@ -1,5 +1,7 @@
 //! `kvsculpt bench`: how fast this machine compresses, over lists of sizes.
 
+use std::num::NonZeroU32;
+
 use kvsculpt::cache::{Capture, Dtype, Generator};
 use kvsculpt::machine::Machine;
 use kvsculpt::solver::{Request, Timings, check};
@@ -80,9 +82,12 @@ struct MachineArguments {
     /// Use only GPU adapters of this interface
     #[arg(long, value_enum, value_name = "BACKEND")]
     backend: Option<BackendKind>,
-    /// The adapter's number in `kvsculpt devices`, or a part of its name
-    #[arg(long, value_name = "INDEX|NAME")]
+    /// The adapter's number in `kvsculpt devices`, or a part of its name; several with commas share the heads
+    #[arg(long, value_name = "INDEX|NAME,…")]
     adapter: Option<String>,
+    /// How much of the heads each of several adapters gets, e.g. 3,1
+    #[arg(long, value_name = "COUNT,…", value_delimiter = ',', requires = "adapter")]
+    shares: Vec<NonZeroU32>,
     /// The most memory that the arrays of heads worked on together may use, e.g. 2GiB
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<u64>,
@@ -96,6 +101,7 @@ impl MachineArguments {
             engine,
             backend: self.backend.filter(|_| named),
             adapter: self.adapter.clone().filter(|_| named),
+            shares: if named { self.shares.clone() } else { Vec::new() },
         }
     }
 }

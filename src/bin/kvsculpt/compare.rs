@@ -117,7 +117,7 @@ fn judged(files: &[CacheFile; 2], capture: &Capture, arguments: &Arguments, talk
     let caches: Vec<&Compressed> = files.iter().filter_map(short).collect();
     // What the first of them that says so held out; the other did too, where it was made alike.
     let options = caches.iter().find_map(|cache| Made::of(cache).understood()).unwrap_or_default();
-    let mut machine = engine::open(&arguments.engine, talk)?;
+    let mut machine = engine::open_one(&arguments.engine, talk)?;
     let mut progress = Progress::new(talk, Decided::Beforehand);
     let mut found = machine.judge(capture, &caches, &options, &mut progress)?.into_iter();
     progress.finish();

@@ -38,24 +38,39 @@ struct Processor {
 
 #[derive(Serialize)]
 struct Chosen {
+    /// As in the report of `compress`: `mixed` where adapters and the CPU engine are named together.
     engine: &'static str,
+    /// The first.
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter: Option<usize>,
+    /// All, where they are several; the CPU engine has no number.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    adapters: Vec<Option<usize>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     notice: Option<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments, _talk: Talk) -> Result<()> {
-    let choice = engine::choice(&arguments.engine)?;
+    let choices = engine::choices(&arguments.engine)?;
+    let adapters_chosen: Vec<Option<usize>> = choices
+        .iter()
+        .map(|choice| choice.adapter.as_ref().map(|adapter| adapter.index))
+        .collect();
+    let any = |is_cpu: bool| adapters_chosen.iter().any(|adapter| adapter.is_none() == is_cpu);
     let devices = Devices {
         adapters: adapters(),
         cpu: Processor {
             name: CpuEngine::new().name(),
         },
         chosen: Chosen {
-            engine: if choice.adapter.is_some() { "gpu" } else { "cpu" },
-            adapter: choice.adapter.map(|adapter| adapter.index),
-            notice: choice.notice,
+            engine: match (any(false), any(true)) {
+                (true, true) => "mixed",
+                (true, false) => "gpu",
+                _ => "cpu",
+            },
+            adapter: adapters_chosen.iter().copied().flatten().next(),
+            adapters: if choices.len() > 1 { adapters_chosen } else { Vec::new() },
+            notice: choices.into_iter().find_map(|choice| choice.notice),
         },
     };
     if arguments.json {
@@ -63,6 +78,17 @@ pub(crate) fn run(arguments: &Arguments, _talk: Talk) -> Result<()> {
     }
     let notice = devices.chosen.notice.as_ref().map(|notice| format!("\n{notice}.\n"));
     print(&format!("{}\n* would be used\n{}", table(&devices), notice.unwrap_or_default()))
+}
+
+impl Chosen {
+    /// Whether this adapter would be used; `None`: the CPU engine.
+    fn is(&self, adapter: Option<usize>) -> bool {
+        if self.adapters.is_empty() {
+            self.adapter == adapter
+        } else {
+            self.adapters.contains(&adapter)
+        }
+    }
 }
 
 fn table(devices: &Devices) -> String {
@@ -83,7 +109,7 @@ fn table(devices: &Devices) -> String {
     ]);
     for adapter in &devices.adapters {
         table.add_row([
-            mark(devices.chosen.adapter == Some(adapter.index)).to_owned(),
+            mark(devices.chosen.is(Some(adapter.index))).to_owned(),
             adapter.index.to_string(),
             adapter.lacks.as_ref().map_or_else(
                 || adapter.name.clone(),
@@ -98,12 +124,7 @@ fn table(devices: &Devices) -> String {
         ]);
     }
     let processor = ["cpu", devices.cpu.name.as_str(), "CPU engine"];
-    table.add_row(
-        [mark(devices.chosen.engine == "cpu")]
-            .into_iter()
-            .chain(processor)
-            .collect::<Vec<_>>(),
-    );
+    table.add_row([mark(devices.chosen.is(None))].into_iter().chain(processor).collect::<Vec<_>>());
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n") + "\n"
 }

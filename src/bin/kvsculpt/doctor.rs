@@ -21,7 +21,7 @@ use crate::{Talk, engine, print, print_json};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Test every adapter and the CPU engine
-    #[arg(long, conflicts_with_all = ["engine", "backend", "adapter"])]
+    #[arg(long, conflicts_with_all = ["engine", "backend", "adapter", "shares"])]
     all: bool,
     /// Channels of keys and values that are tried
     #[arg(long, value_name = "CHANNELS", value_delimiter = ',', default_value = "64,128", value_parser = channels)]
@@ -78,8 +78,9 @@ pub(crate) fn run(arguments: &Arguments, _talk: Talk) -> Result<()> {
         }
         tested.push(tried(&mut Machine::Cpu(CpuEngine::new()), &arguments.dims));
     } else {
-        let choice = engine::choice(&arguments.engine)?;
-        tested.push(tried(&mut choice.open()?, &arguments.dims));
+        for choice in engine::choices(&arguments.engine)? {
+            tested.push(tried(&mut choice.open()?, &arguments.dims));
+        }
     }
     let findings = Findings {
         adapters: found.into_iter().map(|summary| Adapter::new(summary, &arguments.dims)).collect(),
@@ -113,7 +114,12 @@ fn advice(found: &[AdapterSummary], arguments: &Arguments) -> Option<String> {
     let lacking = found
         .iter()
         .find_map(|adapter| Some(format!("{} cannot be used: {}", adapter.name, adapter.lacks.as_ref()?)));
-    lacking.or_else(|| engine::choice(&arguments.engine).ok()?.notice)
+    lacking.or_else(|| {
+        engine::choices(&arguments.engine)
+            .ok()?
+            .into_iter()
+            .find_map(|choice| choice.notice)
+    })
 }
 
 fn test(name: &str, choice: Result<Choice>, dims: &[u32]) -> Tested {

@@ -19,6 +19,9 @@ struct DryRun {
     dry_run: bool,
     engine: &'static str,
     machine: String,
+    /// How the heads are divided, where several machines share them.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    machines: Vec<Share>,
     #[serde(flatten)]
     estimate: Estimate,
     /// Whether lengths were decided before; else figures are for heads that are all of the mean length.
@@ -28,6 +31,13 @@ struct DryRun {
     /// Seconds that the whole is expected to take; a head that stops early takes less.
     seconds: f64,
     probe: Probe,
+}
+
+/// One of several machines, and how many heads it works on.
+#[derive(Debug, Serialize)]
+struct Share {
+    machine: String,
+    heads: usize,
 }
 
 /// What the time is judged by.
@@ -56,6 +66,7 @@ pub(crate) fn run(machine: &mut Machine, capture: &Capture, request: &Request, j
         steps: (steps, request.options.steps),
         seconds: started.elapsed().as_secs_f64(),
     };
+    let machines = shares(machine, capture, request)?;
     let found = DryRun {
         dry_run: true,
         engine: machine.kind(),
@@ -67,11 +78,27 @@ pub(crate) fn run(machine: &mut Machine, capture: &Capture, request: &Request, j
             work(capture, layers)? / work(capture, &[layer])?,
             request,
             steps,
-        ),
+        ) / at_once(&machines),
+        machines,
         probe,
         estimate,
     };
     if json { print_json(&found) } else { print(&found.text()) }
+}
+
+/// How the heads are divided among several machines; none where there is one.
+fn shares(machine: &Machine, capture: &Capture, request: &Request) -> Result<Vec<Share>> {
+    let parts = machine.division(capture, request)?;
+    let parts = if parts.len() > 1 { parts } else { Vec::new() };
+    let share = |(machine, heads)| Share { machine, heads };
+    Ok(parts.into_iter().map(share).collect())
+}
+
+/// How many machines' seconds pass in one, which the probe's stages count machine by machine: the longest part decides.
+fn at_once(machines: &[Share]) -> f64 {
+    let all: usize = machines.iter().map(|share| share.heads).sum();
+    let most = machines.iter().map(|share| share.heads).max();
+    most.map_or(1.0, |most| all as f64 / most.max(1) as f64)
 }
 
 /// The request for one layer and a round of steps, lengths decided as in the whole.
@@ -127,10 +154,18 @@ impl DryRun {
             (_, true) => ", as if every head kept the least it could: how much an error needs is known only when it is measured",
             (_, false) => ", as if all heads were of the mean length",
         };
+        let shares = self
+            .machines
+            .iter()
+            .map(|share| format!("{} heads on {}", share.heads, share.machine));
+        let divided = match self.machines.as_slice() {
+            [] => String::new(),
+            _ => format!("shares   {}\n", shares.collect::<Vec<_>>().join(", ")),
+        };
         let most = if self.by_error { "at least" } else { "at most about" };
         format!(
             "machine  {}\n\
-             heads    {heads}, {} pairs, of which {} stay\n\
+             {divided}heads    {heads}, {} pairs, of which {} stay\n\
              file     {most} {}\n\
              memory   {} on the host; {} for the largest of {batches} {}{near}\n\
              time     about {}: an estimate, by {} that {} of layer {}'s steps took; heads that stop early take less\n\
@@ -153,6 +188,16 @@ impl DryRun {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_part_of_several_decides() {
+        let share = |heads| Share {
+            machine: String::new(),
+            heads,
+        };
+        assert_eq!(at_once(&[]), 1.0);
+        assert_eq!(at_once(&[share(6), share(3), share(3)]), 2.0);
+    }
 
     #[test]
     fn time_grows_with_layers_and_steps() {

@@ -1,24 +1,51 @@
-//! The machine that the arguments mean.
+//! The machine that the arguments mean, or the machines.
 
 use std::io::{self, Write as _};
+use std::num::NonZeroU32;
 
-use kvsculpt::Result;
-use kvsculpt::machine::{Choice, Machine, choose};
+use kvsculpt::machine::{Choice, Machine, choose_several};
+use kvsculpt::{Error, Result};
 
 use crate::Talk;
 use crate::arguments::EngineArguments;
 
-/// What the arguments choose, before anything is opened.
-pub(crate) fn choice(arguments: &EngineArguments) -> Result<Choice> {
-    choose(arguments.engine.into(), &arguments.selection())
+/// What the arguments choose, before anything is opened: at least one.
+pub(crate) fn choices(arguments: &EngineArguments) -> Result<Vec<Choice>> {
+    let choices = choose_several(arguments.engine.into(), &arguments.selection())?;
+    let shares = arguments.shares.len();
+    if shares > 0 && shares != choices.len() {
+        return Err(Error::Options {
+            option: "--shares",
+            reason: format!(
+                "has {shares} numbers, and --adapter names {}; give one number for each",
+                choices.len()
+            ),
+        });
+    }
+    Ok(choices)
 }
 
-/// Opens it; says on standard error where the CPU engine takes over unasked.
+/// Opens them; says on standard error where the CPU engine takes over unasked.
 pub(crate) fn open(arguments: &EngineArguments, talk: Talk) -> Result<Machine> {
-    let choice = choice(arguments)?;
-    if let (Some(notice), false) = (&choice.notice, talk.quiet) {
-        // A closed standard error is no reason to stop.
-        let _ = writeln!(io::stderr(), "note: {notice}");
+    let choices = choices(arguments)?;
+    for notice in choices.iter().filter_map(|choice| choice.notice.as_ref()) {
+        if !talk.quiet {
+            // A closed standard error is no reason to stop.
+            let _ = writeln!(io::stderr(), "note: {notice}");
+        }
     }
-    choice.open()
+    let shares = arguments.shares.iter().copied().chain(std::iter::repeat(NonZeroU32::MIN));
+    let machines = choices.iter().zip(shares).map(|(choice, share)| Ok((choice.open()?, share)));
+    Machine::several(machines.collect::<Result<_>>()?)
+}
+
+/// [`open`] for work that is not shared.
+pub(crate) fn open_one(arguments: &EngineArguments, talk: Talk) -> Result<Machine> {
+    if choices(arguments)?.len() > 1 {
+        return Err(Error::Options {
+            option: "--adapter",
+            reason: "names several, and this work is not shared; name one".into(),
+        });
+    }
+    open(arguments, talk)
 }

@@ -48,6 +48,9 @@ pub(crate) struct Report<'a> {
     pub(crate) means: Means,
     bytes: Bytes,
     seconds: Seconds,
+    /// Whether several machines shared the work, whose seconds by stage are added up.
+    #[serde(skip)]
+    is_shared: bool,
     /// What kernels or operations cost, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) measured: Option<&'a Measured>,
@@ -137,6 +140,7 @@ impl<'a> Report<'a> {
                 write: written.map(|written| written.seconds),
                 total: seconds,
             },
+            is_shared: matches!(machine, Machine::Several(_)),
             measured: None,
         }
     }
@@ -257,7 +261,8 @@ impl<'a> Report<'a> {
         let told = stages
             .into_iter()
             .filter_map(|(what, seconds)| Some(format!("{what} {}", duration(seconds?))));
-        format!("{}: {}", duration(self.seconds.total), told.collect::<Vec<_>>().join(", "))
+        let of_all = if self.is_shared { " (of all machines together)" } else { "" };
+        format!("{}: {}{of_all}", duration(self.seconds.total), told.collect::<Vec<_>>().join(", "))
     }
 
     fn free_pairs(&self) -> &'static str {

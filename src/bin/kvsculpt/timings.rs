@@ -39,5 +39,8 @@ fn table(measured: &Measured) -> String {
         size(traffic.bytes_written),
         traffic.submissions
     );
+    if traffic.rounds.count > 0 {
+        let _ = writeln!(text, "{}", traffic.rounds);
+    }
     text
 }
