@@ -21,6 +21,35 @@ const STORAGE_BUFFERS: u32 = 8;
 const OPTIONAL: Features = Features::SHADER_F16.union(Features::SUBGROUP).union(Features::TIMESTAMP_QUERY);
 
 /// An open device with its queue and the work recorded but not yet handed over.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use kvsculpt::gpu::{Gpu, Selection, wgpu::Features};
+///
+/// let mut gpu = Gpu::open(&Selection::default())?;
+/// println!("{}: grids of {}, {} bytes a workgroup, {} an array", gpu.name(), gpu.max_grid(), gpu.max_workgroup_bytes(), gpu.max_array_bytes());
+/// if gpu.is_software() {
+///     gpu.set_time_out(Duration::from_secs(1200));
+/// }
+/// assert_eq!(gpu.has_half(), gpu.device().features().contains(Features::SHADER_F16));
+/// assert_eq!(gpu.subgroup().is_some(), gpu.device().features().contains(Features::SUBGROUP));
+///
+/// let (mut numbers, rows) = (gpu.zeros("numbers", 2)?, gpu.upload_rows("rows", &[1_u32, 2])?);
+/// let half = gpu.upload_half("half", &[half::f16::ONE])?;
+/// gpu.write(&mut numbers, &[1.0, 2.0])?;
+/// gpu.write_rows(&rows, &[3_u32])?;
+/// gpu.announce(1e9)?; // before dispatches of so many multiplications
+/// gpu.flush()?;
+/// gpu.finish()?;
+/// assert_eq!((gpu.read(&numbers)?, gpu.read(&half)?), (vec![1.0, 2.0], vec![1.0]));
+///
+/// if gpu.enable_timings() {
+///     println!("{} kernels in {} submissions", gpu.timings()?.len(), gpu.submissions());
+/// }
+/// let fresh = gpu.reopen()?; // where this one was lost
+/// assert_eq!(fresh.name(), gpu.name());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Gpu {
     pub(super) device: wgpu::Device,

@@ -20,6 +20,20 @@ use crate::options::{Options, Split, Target};
 /// Fails now as [`compress`] would for this capture, so that nothing is done in vain; what needs the heads' numbers is left to it.
 /// Returns how a head's pairs are divided where all lengths are the same.
 ///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// use kvsculpt::{Error, options::{Scope, Target}, solver::{Request, check}};
+///
+/// let mut request = Request::default();
+/// request.options.budget = Scope::Uniform;
+/// request.options.target = Some(Target::Tokens(200));
+/// assert_eq!(check(&capture, &request)?.kept(), 200);
+/// request.layers = Some(vec![3]);
+/// // The capture has layer 20 alone.
+/// assert!(matches!(check(&capture, &request), Err(Error::Options { .. })));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// Options without meaning for this cache, layers that are not there, budgets that were decided for another capture.
 pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
@@ -62,6 +76,21 @@ const MOST_CHANNELS: usize = 256;
 
 /// Compresses a capture.
 ///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::compress};
+///
+/// request.options.keep = 0.2;
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
+/// assert!(short.outcomes.iter().all(|head| head.kept == head.tokens / 5));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`check`]; a file that cannot be read; whatever the engine reports, or the observer. Numeric trouble in a head is its
 /// [`Outcome`], not an error.
@@ -77,7 +106,7 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
 ///
 /// ```
 /// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{Error, cpu::CpuEngine};
 /// use kvsculpt::solver::{Finished, FinishedHead, Observer, Request, compress_from};
 ///

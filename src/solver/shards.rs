@@ -27,7 +27,7 @@ use crate::options::{Options, Target};
 ///
 /// ```
 /// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{batch::Shard, cache::merge, cpu::CpuEngine};
 /// use kvsculpt::solver::{CurveSet, Request, allocate, compress, compress_part, measure_curves};
 ///
@@ -65,6 +65,18 @@ pub struct CompressedPart {
 }
 
 /// What the curves of a shard would be, but for the curves: by it those of an earlier run can be told to be the same.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// use kvsculpt::{batch::Shard, options::Scope, solver::{Request, plan_curves}};
+///
+/// let mut request = Request::default();
+/// assert_eq!(plan_curves(&capture, &request, Shard::new(0, 3)?)?.heads().len(), 1);
+/// // All of one length: there is nothing to decide.
+/// request.options.budget = Scope::Uniform;
+/// assert!(plan_curves(&capture, &request, Shard::WHOLE).is_err());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`check`]; [`Error::Options`] where lengths are not decided by curves.
@@ -121,6 +133,21 @@ pub fn plan_curves(capture: &Capture, request: &Request, shard: Shard) -> Result
 /// Measures the error curves of a shard's heads; the curves that [`compress`](super::compress()) would measure of them. `PLANNING` of an
 /// [`Observer`]'s fraction does not apply: it goes from 0 to 1.
 ///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::measure_curves};
+///
+/// let found = measure_curves(&mut CpuEngine::new(), &capture, &request, Shard::new(0, 3)?, &mut ())?;
+/// let curve = &found.curves()?[0];
+/// // The whole cache loses nothing.
+/// assert_eq!(curve.error(capture.tokens), 0.0);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`plan_curves`] and [`compress`](super::compress()).
 pub fn measure_curves<E: Engine>(
@@ -147,6 +174,19 @@ pub fn measure_curves<E: Engine>(
 }
 
 /// What a shard's part would be, but for its pairs: by it that of an earlier run can be told to be the same.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{batch::Shard, solver::{Request, plan_part}};
+///
+/// assert_eq!(plan_part(&capture, &request, Shard::new(2, 3)?)?.heads().count(), 1);
+/// // Lengths are to be decided by all heads together.
+/// assert!(plan_part(&capture, &Request::default(), Shard::new(2, 3)?).is_err());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`check`]; [`Error::Options`] where lengths are still to be decided.
@@ -182,6 +222,21 @@ pub fn plan_part(capture: &Capture, request: &Request, shard: Shard) -> Result<P
 
 /// Compresses a shard's heads, to the same bits as [`compress`](super::compress()) would all of them. A shard without heads is fine, and
 /// its part holds none.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::compress_part};
+///
+/// let found = compress_part(&mut CpuEngine::new(), &capture, &request, Shard::new(0, 2)?, &mut ())?;
+/// let heads: Vec<_> = found.part.heads().collect();
+/// assert_eq!(heads, [(20, 0), (20, 2)]);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`plan_part`] and [`compress_recovering`](super::compress_recovering), which tries again where the machine fails, as this does.
