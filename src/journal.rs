@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::batch::Shard;
 use crate::cache::{Capture, unreadable, unwritable};
 use crate::solver::{Finished, FinishedHead, Lengths, Observer, Outcome, Request};
 use crate::{Error, Result};
@@ -82,6 +83,9 @@ pub struct Origin {
     options: String,
     /// The rest that decides the result: layers, dtype, budgets and weights of the request, and what the capture says of itself.
     rest: String,
+    /// Which part of the heads, where it is not all.
+    #[serde(default)]
+    shard: Option<String>,
 }
 
 impl Origin {
@@ -119,7 +123,27 @@ impl Origin {
             machine: machine.into(),
             options,
             rest: Sha256::digest(rest).iter().map(|byte| format!("{byte:02x}")).collect(),
+            shard: None,
         })
+    }
+
+    /// The same, of these heads alone.
+    ///
+    /// ```
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// use kvsculpt::{batch::Shard, journal::Origin, solver::Request};
+    ///
+    /// let whole = Origin::new(&capture, &Request::default(), "a GPU")?;
+    /// assert_ne!(whole.clone().of_shard(Shard::new(0, 2)?), whole);
+    /// assert_eq!(whole.clone().of_shard(Shard::WHOLE), whole);
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    #[must_use]
+    pub fn of_shard(self, shard: Shard) -> Self {
+        Self {
+            shard: (shard != Shard::WHOLE).then(|| shard.to_string()),
+            ..self
+        }
     }
 
     /// What differs, for a sentence that begins with "of".
@@ -134,6 +158,13 @@ impl Origin {
             Some(format!("other options ({})", differing(&self.options, &wanted.options)))
         } else if self.rest != wanted.rest {
             Some("other layers, another dtype, other queries or facts about the capture, or other files of budgets or sensitivities".into())
+        } else if self.shard != wanted.shard {
+            let part = |of: &Self| {
+                of.shard
+                    .as_ref()
+                    .map_or("all heads".to_owned(), |shard| format!("the heads of part {shard}"))
+            };
+            Some(format!("{}, and these are {}", part(self), part(wanted)))
         } else {
             None
         }
@@ -173,6 +204,8 @@ pub enum Existing {
     Refuse,
     /// Go on from it.
     Resume,
+    /// Go on from it where it is of the same origin, else begin anew.
+    Adopt,
     /// Begin anew, and lose what is in it.
     Restart,
 }
@@ -312,6 +345,10 @@ impl Journal {
         } else {
             Contents::read(path, &file, all)?
         };
+        let is_another = |found: &Origin| found.difference(origin).is_some();
+        if existing == Existing::Adopt && contents.origin.as_ref().is_some_and(is_another) {
+            contents = Contents::default();
+        }
         let heads = contents.finished.heads.len();
         let is_worthless = heads == 0 && contents.finished.lengths.is_none();
         if is_worthless {

@@ -29,7 +29,7 @@ use crate::gpu::{AdapterSummary, Gpu, Selection, Timing, chosen};
 use crate::kernels::GpuEngine;
 use crate::self_test::{Check, self_test};
 use crate::solver::{
-    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part, compress_recovering, estimate,
+    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part_from, compress_recovering, estimate,
     judge, measure_curves,
 };
 use crate::timed::{Cost, Timed, Traffic, dearest_first};
@@ -456,7 +456,7 @@ impl Machine {
         }
     }
 
-    /// [`compress_part`] on this machine.
+    /// [`compress_part`](crate::solver::compress_part) on this machine.
     ///
     /// ```
     /// # #[cfg(feature = "cpu")] {
@@ -474,7 +474,7 @@ impl Machine {
     /// ```
     ///
     /// # Errors
-    /// Those of [`compress_part`].
+    /// Those of [`compress_part_from`].
     pub fn compress_part(
         &mut self,
         capture: &Capture,
@@ -482,10 +482,42 @@ impl Machine {
         shard: Shard,
         observer: &mut dyn Observer,
     ) -> Result<CompressedPart> {
+        self.compress_part_from(capture, request, shard, &mut Finished::default(), observer)
+    }
+
+    /// [`compress_part_from`] on this machine.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// use kvsculpt::{batch::Shard, solver::Finished};
+    ///
+    /// // What a journal of the same shard gives where it was interrupted; here nothing.
+    /// let mut finished = Finished::default();
+    /// let found = machine.compress_part_from(&capture, &request, Shard::new(1, 3)?, &mut finished, &mut ())?;
+    /// assert_eq!(found.outcomes.len(), 1);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`compress_part_from`].
+    pub fn compress_part_from(
+        &mut self,
+        capture: &Capture,
+        request: &Request,
+        shard: Shard,
+        finished: &mut Finished,
+        observer: &mut dyn Observer,
+    ) -> Result<CompressedPart> {
         match self {
-            Self::Gpu(engine) => compress_part(engine.as_mut(), capture, request, shard, observer),
+            Self::Gpu(engine) => compress_part_from(engine.as_mut(), capture, request, shard, finished, observer),
             #[cfg(feature = "cpu")]
-            Self::Cpu(engine) => compress_part(engine, capture, request, shard, observer),
+            Self::Cpu(engine) => compress_part_from(engine, capture, request, shard, finished, observer),
         }
     }
 

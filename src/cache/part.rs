@@ -88,6 +88,33 @@ impl Part {
         self.layers.iter().flat_map(|layer| &layer.lengths).sum()
     }
 
+    /// Its heads alone as a compressed cache, to be looked at: what a layer's first head is here need not be its head 0, which
+    /// [`heads`](Self::heads) tells. The metadata are those of the whole, but for a report of these heads and without the share that is kept.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::compress_part};
+    ///
+    /// let part = compress_part(&mut CpuEngine::new(), &capture, &request, Shard::new(0, 2)?, &mut ())?.part;
+    /// let alone = part.alone();
+    /// assert_eq!(alone.layers[0].lengths.iter().sum::<usize>(), part.pairs());
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    #[must_use]
+    pub fn alone(&self) -> Compressed {
+        let mut metadata = self.about.metadata.clone();
+        metadata.insert("report".into(), format!("[{}]", self.about.reports.join(",")));
+        Compressed {
+            layers: self.layers.clone(),
+            metadata,
+        }
+    }
+
     /// Whether this is what a shard of the same capture, options, lengths and version would be.
     #[must_use]
     pub fn is_like(&self, other: &Self) -> bool {

@@ -162,18 +162,7 @@ pub fn compress_from<E: Engine>(
         slice: Slice { heads: 0..0, bytes: 0 },
     };
     let started = Instant::now();
-    let mut plan = match &work.finished.lengths {
-        Some(lengths) => Plan::decided(lengths, &supply, request)?,
-        None => {
-            let plan = plan(&mut work, request)?;
-            let lengths = Lengths::of(&plan);
-            if measures {
-                work.observer.decided(&lengths)?;
-            }
-            work.finished.lengths = Some(lengths);
-            plan
-        }
-    };
+    let mut plan = decided(&mut work, request)?;
     timings.budgets = started.elapsed().as_secs_f64();
 
     let begin = if measures { PLANNING } else { 0.0 };
@@ -203,6 +192,20 @@ pub fn compress_from<E: Engine>(
         split,
         timings,
     })
+}
+
+/// The lengths of the heads: those that were decided before, else decided now, and told of where anything was measured for it.
+pub(super) fn decided<E: Engine>(work: &mut Work<'_, E>, request: &Request) -> Result<Plan> {
+    if let Some(lengths) = &work.finished.lengths {
+        return Plan::decided(lengths, work.supply, request);
+    }
+    let plan = plan(work, request)?;
+    let lengths = Lengths::of(&plan);
+    if plan::measures(request, work.supply.chunks.len()) {
+        work.observer.decided(&lengths)?;
+    }
+    work.finished.lengths = Some(lengths);
+    Ok(plan)
 }
 
 /// Fits all heads, whose chunks have these free pairs, but those that are finished already; each that is done is told of at once.

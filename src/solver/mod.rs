@@ -35,7 +35,7 @@ pub use estimate::{Estimate, estimate};
 pub use finished::{Finished, FinishedHead, Lengths};
 pub use judge::{Worth, judge};
 pub use recover::compress_recovering;
-pub use shards::{CompressedPart, compress_part, measure_curves, plan_curves, plan_part};
+pub use shards::{CompressedPart, compress_part, compress_part_from, measure_curves, plan_curves, plan_part};
 
 use serde::{Deserialize, Serialize};
 

@@ -9,9 +9,9 @@ use std::time::Instant;
 use sha2::{Digest as _, Sha256};
 
 use super::batches::Work;
-use super::compress::{check, chosen_layers, common_metadata, empty, fit};
+use super::compress::{check, chosen_layers, common_metadata, decided, empty, fit};
 use super::curve_set::{About, CurveSet};
-use super::plan::{self, plan};
+use super::plan;
 use super::recover::recovering;
 use super::size::largest_header;
 use super::supply::{Slice, Supply};
@@ -247,6 +247,45 @@ pub fn compress_part<E: Engine>(
     shard: Shard,
     observer: &mut dyn Observer,
 ) -> Result<CompressedPart> {
+    compress_part_from(engine, capture, request, shard, &mut Finished::default(), observer)
+}
+
+/// [`compress_part`], going on from what is finished of this shard already, as [`compress_from`](super::compress_from) does of a whole:
+/// the same bytes as without. Where it fails or is cancelled, `finished` has what is done, and may be given again.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request { at_once: Some(1), ..kvsculpt::solver::Request::default() };
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::{Finished, Observer, compress_part, compress_part_from}};
+///
+/// struct UntilOne;
+/// impl Observer for UntilOne {
+///     fn progress(&mut self, finished: usize, _heads: usize, _fraction: f64) -> bool {
+///         finished == 0
+///     }
+/// }
+/// let (mut engine, mut finished, shard) = (CpuEngine::new(), Finished::default(), Shard::new(0, 2)?);
+/// assert!(compress_part_from(&mut engine, &capture, &request, shard, &mut finished, &mut UntilOne).is_err());
+/// assert_eq!(finished.heads.len(), 1);
+/// let resumed = compress_part_from(&mut engine, &capture, &request, shard, &mut finished, &mut ())?;
+/// assert_eq!(resumed.part, compress_part(&mut engine, &capture, &request, shard, &mut ())?.part);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`compress_part`]; [`Error::Shape`] where what is finished is not of this capture, request and shard, as far as its sizes show it.
+pub fn compress_part_from<E: Engine>(
+    engine: &mut E,
+    capture: &Capture,
+    request: &Request,
+    shard: Shard,
+    finished: &mut Finished,
+    observer: &mut dyn Observer,
+) -> Result<CompressedPart> {
     let mut found = CompressedPart {
         part: plan_part(capture, request, shard)?,
         outcomes: Vec::new(),
@@ -260,13 +299,12 @@ pub fn compress_part<E: Engine>(
     if heads == 0 {
         return Ok(found);
     }
-    let mut finished = Finished::default();
     let (plan, outcomes) = recovering(engine, capture, request, observer, |engine, request, observer| {
         let supply = Supply::new(capture, request, &layers, split)?.of_shard(shard);
-        let mut work = work(engine, &supply, capture, request, &mut finished, observer);
+        let mut work = work(engine, &supply, capture, request, finished, observer);
         work.given = work.finished.heads.len();
         let started = Instant::now();
-        let plan = plan(&mut work, request)?;
+        let plan = decided(&mut work, request)?;
         found.timings.budgets += started.elapsed().as_secs_f64();
         let begin = if plan::measures(request, supply.chunks.len()) {
             PLANNING
@@ -283,9 +321,10 @@ pub fn compress_part<E: Engine>(
         .into_iter()
         .map(|index| empty(capture, request, index))
         .collect::<Result<Vec<CompressedLayer>>>()?;
-    finished.take(&supply, &plan.free, &mut layers)?;
     let report = |outcome: &Outcome| serde_json::to_string(outcome).map_err(|error| Error::file(&capture.path, format!("report: {error}")));
     found.part.about.reports = outcomes.iter().map(report).collect::<Result<_>>()?;
+    // Nothing may fail from here on: what is finished would be lost.
+    finished.take(&supply, &plan.free, &mut layers)?;
     let some = |layer: &CompressedLayer| !layer.lengths.is_empty();
     found.part.layers = layers.into_iter().filter(some).collect();
     found.outcomes = outcomes;

@@ -53,10 +53,10 @@ fn between_steps_a_device_lost_once_is_opened_afresh_and_changes_no_byte() {
     for (what, request) in requests().into_iter().take(2) {
         let mut whole = Faulty::new(CpuEngine::new());
         let wanted = compress(&mut whole, &capture, &request, &mut ()).unwrap();
-        // In steps there are more operations than these, never fewer: heads are taken apart.
-        for part in [0, 1, 3] {
+        // In steps there are more operations, but for tables that nothing is done on, which are not set: half of these are surely reached.
+        for part in [0, 1, 2] {
             let mut engine = Faulty::new(CpuEngine::new());
-            engine.lost_at = vec![part * (whole.operations - 1) / 3];
+            engine.lost_at = vec![part * whole.operations / 4];
             let told = Told::default();
             let ended = drive(engine, &request, Finished::default(), told.clone());
             assert_same(what, &ended.result.unwrap(), &wanted);
