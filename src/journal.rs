@@ -45,7 +45,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::batch::Shard;
-use crate::cache::{Capture, unreadable, unwritable};
+use crate::cache::{Capture, hexadecimal, unreadable, unwritable};
 use crate::solver::{Finished, FinishedHead, Lengths, Observer, Outcome, Request};
 use crate::{Error, Result};
 
@@ -122,7 +122,7 @@ impl Origin {
             source: capture.digest()?,
             machine: machine.into(),
             options,
-            rest: Sha256::digest(rest).iter().map(|byte| format!("{byte:02x}")).collect(),
+            rest: hexadecimal(&Sha256::digest(rest)),
             shard: None,
         })
     }

@@ -418,7 +418,7 @@ impl Default for Options {
             ridge: Strength::Relative(0.1),
             ridge_search: true,
             anchor: Anchor::Seed,
-            chunk: 4096,
+            chunk: 2048,
             budget: Scope::Head,
             allocator: Allocator::Curves,
             ..Self::published()

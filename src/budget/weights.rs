@@ -7,6 +7,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::json;
+use crate::cache::hexadecimal;
 use crate::error::{Error, Result};
 
 /// The field `format` of every such file.
@@ -73,13 +74,7 @@ impl Weights {
     /// A short digest of all weights, by which two files of one name can be told apart.
     #[must_use]
     pub fn digest(&self) -> String {
-        use std::fmt::Write as _;
-        let hash = Sha256::digest(format!("{:?}", self.layers));
-        hash.iter().take(4).fold(String::new(), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        hexadecimal(&Sha256::digest(format!("{:?}", self.layers))[..4])
     }
 
     /// A head's weight, or its layer's where that layer's heads were not measured; `None` if neither was.

@@ -34,7 +34,7 @@ pub(crate) use output::unwritable;
 pub(crate) use output::{Entry, Output};
 pub(crate) use part::{About, share};
 pub(crate) use rope::reorder;
-pub(crate) use source::{Source, unreadable};
+pub(crate) use source::{Source, hexadecimal, unreadable};
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};

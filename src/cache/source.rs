@@ -141,7 +141,7 @@ impl Source {
     pub(crate) fn digest(&self) -> Result<String> {
         let mut hash = Sha256::new();
         self.stream(0, self.length, |bytes| hash.update(bytes))?;
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hexadecimal(&hash.finalize()))
     }
 
     fn error(&self, start: u64, error: &std::io::Error) -> Error {
@@ -154,6 +154,11 @@ impl Source {
             },
         )
     }
+}
+
+/// Two digits a byte, as digests are written.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Fills `bytes` with what a file of a header and arrays holds from `at` on; `None` where it ends before they are full.

@@ -366,7 +366,7 @@ pub(super) fn source(capture: &Capture) -> Result<String> {
             said.update(part);
         }
     }
-    let said: String = said.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let said = cache::hexadecimal(&said.finalize());
     Ok(format!("sha256:{}, metadata sha256:{said}", capture.digest()?))
 }
 
@@ -387,5 +387,5 @@ fn lengths_digest(supply: &Supply<'_>, request: &Request) -> String {
         let free = budgets.and_then(|budgets| budgets.free_pairs(layer, head));
         text.push_str(&format!("{layer} {head} {length:?} {free:?}\n"));
     }
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    cache::hexadecimal(&Sha256::digest(text))
 }
