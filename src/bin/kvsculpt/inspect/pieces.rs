@@ -21,8 +21,9 @@ pub(super) const PART: &str = "kv-part";
 const CURVES: &str = "kv-curves";
 const BUDGETS: &str = "kv-budgets";
 const STATISTICS: &str = "kv-query-statistics";
-/// The most that is read of a file to know its format; whoever reads the whole has bounds of its own.
-const MOST_BYTES: u64 = 1 << 30;
+/// The most that is read of a text, and of a safetensors header, to know a file's format; whoever reads the whole has bounds of its own.
+const MOST_TEXT: u64 = 1 << 30;
+const MOST_HEADER: u64 = 100 << 20;
 
 /// What a JSON file says of itself.
 #[derive(Deserialize)]
@@ -41,16 +42,19 @@ struct Header {
 pub(super) fn format(path: &Path) -> Option<String> {
     let mut first = [0; 8];
     let mut file = File::open(path).ok()?;
-    let bytes = file.metadata().ok()?.len().min(MOST_BYTES);
+    let bytes = file.metadata().ok()?.len();
     file.read_exact(&mut first).ok()?;
     // The length of a safetensors header is below 2⁵⁶, so text is never taken for one.
     if first[7] != 0 {
-        let text = first.chain(file.take(bytes));
+        let text = first.chain(file.take(MOST_TEXT));
         return Some(serde_json::from_reader::<_, Opening>(std::io::BufReader::new(text)).ok()?.format);
     }
     let length = u64::from_le_bytes(first);
+    if length > bytes.min(MOST_HEADER) {
+        return None;
+    }
     let mut header = Vec::new();
-    file.take(length.min(bytes)).read_to_end(&mut header).ok()?;
+    file.take(length).read_to_end(&mut header).ok()?;
     Some(serde_json::from_slice::<Header>(&header).ok()?.metadata.format)
 }
 
