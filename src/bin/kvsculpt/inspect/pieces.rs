@@ -62,10 +62,7 @@ pub(super) fn format(path: &Path) -> Option<String> {
 pub(super) fn of(path: &Path, format: Option<&str>) -> Result<Option<Piece>> {
     let holds = match format {
         Some(CURVES) => Holds::Curves(CurveFacts::of(&CurveSet::read(path)?)?),
-        Some(BUDGETS) => {
-            let budgets = Budgets::read(path)?;
-            Holds::Lengths(LengthFacts::of(&budgets), Box::new(budgets))
-        }
+        Some(BUDGETS) => Holds::Lengths(LengthFacts::of(&Budgets::read(path)?)),
         Some(STATISTICS) => Holds::Statistics(StatisticsFacts::of(&QueryStatistics::open(path)?)),
         _ => return Ok(None),
     };
@@ -92,7 +89,7 @@ pub(super) struct Piece {
 #[serde(untagged)]
 enum Holds {
     Curves(CurveFacts),
-    Lengths(LengthFacts, #[serde(skip)] Box<Budgets>),
+    Lengths(LengthFacts),
     Statistics(StatisticsFacts),
 }
 
@@ -193,6 +190,8 @@ pub(crate) struct LengthFacts {
     options: Option<Options>,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<String>,
+    #[serde(skip)]
+    budgets: Budgets,
 }
 
 impl LengthFacts {
@@ -208,20 +207,21 @@ impl LengthFacts {
             layers,
             options: budgets.options().cloned(),
             source: budgets.source().map(str::to_owned),
+            budgets: budgets.clone(),
         }
     }
 
-    fn text(&self, budgets: &Budgets, text: &mut String) {
+    fn text(&self, text: &mut String) {
         line(text, "tokens", &format!("{} a head", self.tokens));
         if let Some((sinks, tail)) = self.fixed {
             line(text, "kept", &format!("{sinks} sinks and a tail of {tail} in each head"));
         }
         line(text, "source", self.source.as_deref().unwrap_or("not said"));
         text.push('\n');
-        text.push_str(&length_table(budgets));
+        text.push_str(&length_table(&self.budgets));
         if self.layers.len() > 1 {
             text.push('\n');
-            text.push_str(&heat_map("Share of the pairs that each head keeps", &budgets.shares()));
+            text.push_str(&heat_map("Share of the pairs that each head keeps", &self.budgets.shares()));
         }
     }
 }
@@ -264,7 +264,7 @@ impl Piece {
         line(&mut text, "format", &self.format);
         match &self.holds {
             Holds::Curves(curves) => curves.text(&mut text),
-            Holds::Lengths(lengths, budgets) => lengths.text(budgets, &mut text),
+            Holds::Lengths(lengths) => lengths.text(&mut text),
             Holds::Statistics(statistics) => statistics.text(&mut text),
         }
         text
