@@ -62,7 +62,7 @@ pub(super) fn format(path: &Path) -> Option<String> {
 pub(super) fn of(path: &Path, format: Option<&str>) -> Result<Option<Piece>> {
     let holds = match format {
         Some(CURVES) => Holds::Curves(CurveFacts::of(&CurveSet::read(path)?)?),
-        Some(BUDGETS) => Holds::Lengths(LengthFacts::of(&Budgets::read(path)?)),
+        Some(BUDGETS) => Holds::Lengths(Box::new(LengthFacts::of(&Budgets::read(path)?))),
         Some(STATISTICS) => Holds::Statistics(StatisticsFacts::of(&QueryStatistics::open(path)?)),
         _ => return Ok(None),
     };
@@ -89,7 +89,7 @@ pub(super) struct Piece {
 #[serde(untagged)]
 enum Holds {
     Curves(CurveFacts),
-    Lengths(LengthFacts),
+    Lengths(Box<LengthFacts>),
     Statistics(StatisticsFacts),
 }
 
