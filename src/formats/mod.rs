@@ -167,6 +167,15 @@ impl fmt::Display for Format {
 
 /// The format of a file, by its contents alone.
 ///
+/// ```
+/// use kvsculpt::formats::{Format, detect};
+///
+/// assert_eq!(detect("tests/data/smollm2-layer20.safetensors".as_ref())?, Format::Capture);
+/// // What is none says so.
+/// assert!(detect("Cargo.toml".as_ref()).is_err());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::File`]: not readable, or none of the formats, with the name of what it is where that is known.
 pub fn detect(path: &Path) -> Result<Format> {

@@ -34,14 +34,15 @@ const OPTIONAL: Features = Features::SHADER_F16.union(Features::SUBGROUP).union(
 /// assert_eq!(gpu.has_half(), gpu.device().features().contains(Features::SHADER_F16));
 /// assert_eq!(gpu.subgroup().is_some(), gpu.device().features().contains(Features::SUBGROUP));
 ///
-/// let (mut numbers, rows) = (gpu.zeros("numbers", 2)?, gpu.upload_rows("rows", &[1_u32, 2])?);
+/// let (numbers, rows) = (gpu.zeros("numbers", 2)?, gpu.upload_rows("rows", &[1_u32, 2])?);
+/// let keys = gpu.upload("keys", &[0.5, -0.5])?;
 /// let half = gpu.upload_half("half", &[half::f16::ONE])?;
-/// gpu.write(&mut numbers, &[1.0, 2.0])?;
+/// gpu.write(&numbers, &[1.0, 2.0])?;
 /// gpu.write_rows(&rows, &[3_u32])?;
 /// gpu.announce(1e9)?; // before dispatches of so many multiplications
 /// gpu.flush()?;
 /// gpu.finish()?;
-/// assert_eq!((gpu.read(&numbers)?, gpu.read(&half)?), (vec![1.0, 2.0], vec![1.0]));
+/// assert_eq!((gpu.read(&numbers)?, gpu.read(&keys)?, gpu.read(&half)?), (vec![1.0, 2.0], vec![0.5, -0.5], vec![1.0]));
 ///
 /// if gpu.enable_timings() {
 ///     println!("{} kernels in {} submissions", gpu.timings()?.len(), gpu.submissions());
@@ -99,6 +100,17 @@ impl Gpu {
 
     /// The features and limits that an application's device should be opened with beside those of its own needs, so that kernels run on
     /// it as well as the adapter can: half precision, subgroups and times of kernels where it has them, and large arrays.
+    ///
+    /// ```no_run
+    /// use kvsculpt::gpu::{Gpu, wgpu::{Adapter, DeviceDescriptor, Features}};
+    ///
+    /// fn descriptor(adapter: &Adapter) -> kvsculpt::Result<DeviceDescriptor<'static>> {
+    ///     let (features, limits) = Gpu::needs(adapter)?;
+    ///     assert!(features.contains(Features::IMMEDIATES));
+    ///     // With what the application needs itself put to both.
+    ///     Ok(DeviceDescriptor { required_features: features, required_limits: limits, ..Default::default() })
+    /// }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Unsupported`] naming what this adapter lacks.
