@@ -7,6 +7,24 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong. Numeric trouble inside one head is not here: it is that head's
 /// [`Outcome`](crate::solver::Outcome).
+///
+/// ```
+/// use kvsculpt::{Error, Options};
+///
+/// // What a program may do about it.
+/// fn advice(error: &Error) -> &'static str {
+///     match error {
+///         Error::Options { .. } | Error::File { .. } => "the user's to mend",
+///         Error::OutOfMemory { .. } => "less at once",
+///         Error::Cancelled => "nothing",
+///         _ => "told as it is",
+///     }
+/// }
+/// let mut options = Options::default();
+/// options.keep = 0.0;
+/// let error = options.validate().unwrap_err();
+/// assert_eq!((advice(&error), error.to_string().starts_with("option --keep")), ("the user's to mend", true));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

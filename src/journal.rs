@@ -2,7 +2,7 @@
 //!
 //! ```
 //! # #[cfg(feature = "cpu")] {
-//! # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../tests/data/smollm2-layer20.safetensors"))?;
+//! # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 //! use kvsculpt::{cpu::CpuEngine, engine::Engine as _, journal::{Existing, Journal, Origin}, solver::{Request, compress_from}};
 //!
 //! let mut request = Request::default();
@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::batch::Shard;
 use crate::cache::{Capture, hexadecimal, unreadable, unwritable};
 use crate::solver::{Finished, FinishedHead, Lengths, Observer, Outcome, Request};
 use crate::{Error, Result};
@@ -56,6 +57,20 @@ const AROUND: u64 = 1 + 8 + 8;
 const SYNC: Duration = Duration::from_secs(1);
 
 /// What a journal's heads were made of and by: another origin may give other bytes.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// use kvsculpt::{journal::Origin, solver::Request};
+///
+/// let request = Request::default();
+/// let origin = Origin::new(&capture, &request, "the CPU engine")?;
+/// // Memory changes no byte of the result, so it is no part of the origin.
+/// let less = Request { memory: Some(1 << 28), ..request };
+/// assert_eq!(Origin::new(&capture, &less, "the CPU engine")?, origin);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     /// The release of this crate.
@@ -68,10 +83,23 @@ pub struct Origin {
     options: String,
     /// The rest that decides the result: layers, dtype, budgets and weights of the request, and what the capture says of itself.
     rest: String,
+    /// Which part of the heads, where it is not all.
+    #[serde(default)]
+    shard: Option<String>,
 }
 
 impl Origin {
     /// What a compression of this capture is of. Memory is not part of it: it changes no byte.
+    ///
+    /// ```
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// use kvsculpt::{journal::Origin, solver::Request};
+    ///
+    /// let (default, mut shorter) = (Request::default(), Request::default());
+    /// shorter.options.keep = 0.2;
+    /// assert_ne!(Origin::new(&capture, &default, "a GPU")?, Origin::new(&capture, &shorter, "a GPU")?);
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// A capture that cannot be read.
@@ -95,7 +123,27 @@ impl Origin {
             machine: machine.into(),
             options,
             rest: hexadecimal(&Sha256::digest(rest)),
+            shard: None,
         })
+    }
+
+    /// The same, of these heads alone.
+    ///
+    /// ```
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// use kvsculpt::{batch::Shard, journal::Origin, solver::Request};
+    ///
+    /// let whole = Origin::new(&capture, &Request::default(), "a GPU")?;
+    /// assert_ne!(whole.clone().of_shard(Shard::new(0, 2)?), whole);
+    /// assert_eq!(whole.clone().of_shard(Shard::WHOLE), whole);
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    #[must_use]
+    pub fn of_shard(self, shard: Shard) -> Self {
+        Self {
+            shard: (shard != Shard::WHOLE).then(|| shard.to_string()),
+            ..self
+        }
     }
 
     /// What differs, for a sentence that begins with "of".
@@ -110,6 +158,13 @@ impl Origin {
             Some(format!("other options ({})", differing(&self.options, &wanted.options)))
         } else if self.rest != wanted.rest {
             Some("other layers, another dtype, other queries or facts about the capture, or other files of budgets or sensitivities".into())
+        } else if self.shard != wanted.shard {
+            let part = |of: &Self| {
+                of.shard
+                    .as_ref()
+                    .map_or("all heads".to_owned(), |shard| format!("the heads of part {shard}"))
+            };
+            Some(format!("{}, and these are {}", part(self), part(wanted)))
         } else {
             None
         }
@@ -129,17 +184,47 @@ fn differing(one: &str, other: &str) -> String {
 }
 
 /// What to do with a journal that is there already.
+///
+/// ```
+/// use kvsculpt::journal::Existing;
+///
+/// // As the program's flags --resume and --restart have it.
+/// fn existing(resume: bool, restart: bool) -> Existing {
+///     match (resume, restart) {
+///         (true, _) => Existing::Resume,
+///         (_, true) => Existing::Restart,
+///         _ => Existing::Refuse,
+///     }
+/// }
+/// assert_eq!(existing(false, false), Existing::Refuse);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
     /// Nothing: it is refused, unless nothing is finished in it.
     Refuse,
     /// Go on from it.
     Resume,
+    /// Go on from it where it is of the same origin, else begin anew.
+    Adopt,
     /// Begin anew, and lose what is in it.
     Restart,
 }
 
 /// A journal being written. No other process can write it meanwhile.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// use kvsculpt::{Error, journal::{Existing, Journal, Origin}, solver::Request};
+///
+/// let origin = Origin::new(&capture, &Request::default(), "a GPU")?;
+/// let path = Journal::path_of(&folder.path().join("short.safetensors"));
+/// let opened = Journal::open(&path, &origin, Existing::Refuse)?;
+/// // While it is held no other process, and nobody here, writes the same output.
+/// assert!(matches!(Journal::open(&path, &origin, Existing::Resume), Err(Error::File { .. })));
+/// opened.journal.remove()?;
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -152,6 +237,19 @@ pub struct Journal {
 }
 
 /// A journal just opened.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// # let path = folder.path().join("short.safetensors.partial");
+/// use kvsculpt::{journal::{Existing, Journal, Origin}, solver::Request};
+///
+/// let origin = Origin::new(&capture, &Request::default(), "a GPU")?;
+/// let opened = Journal::open(&path, &origin, Existing::Resume)?;
+/// println!("going on from {} finished heads", opened.finished.heads.len());
+/// assert_eq!((opened.finished.heads.len(), opened.dropped), (0, 0));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Opened {
     /// The journal, to be told of what is finished from here on.
@@ -183,6 +281,13 @@ struct HeadRecord {
 
 impl Journal {
     /// The journal of a file to be written: beside it, with `.partial` behind its name.
+    ///
+    /// ```
+    /// use std::path::Path;
+    /// use kvsculpt::journal::Journal;
+    ///
+    /// assert_eq!(Journal::path_of(Path::new("out/short.safetensors")), Path::new("out/short.safetensors.partial"));
+    /// ```
     #[must_use]
     pub fn path_of(output: &Path) -> PathBuf {
         let mut name = output.as_os_str().to_owned();
@@ -191,6 +296,23 @@ impl Journal {
     }
 
     /// Opens a journal, or begins one where none is.
+    ///
+    /// ```
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+    /// # let path = folder.path().join("short.safetensors.partial");
+    /// use kvsculpt::{journal::{Existing, Journal, Origin}, solver::{Lengths, Request}};
+    ///
+    /// let origin = Origin::new(&capture, &Request::default(), "a GPU")?;
+    /// let mut journal = Journal::open(&path, &origin, Existing::Refuse)?.journal;
+    /// # let lengths: Lengths = serde_json::from_str(r#"{"free": [[10]], "curves": [], "parts": []}"#).unwrap();
+    /// journal.add_lengths(&lengths)?;
+    /// drop(journal);
+    /// // Something is in it now, so it has to be said what becomes of that.
+    /// assert!(Journal::open(&path, &origin, Existing::Refuse).is_err());
+    /// assert!(Journal::open(&path, &origin, Existing::Restart)?.finished.lengths.is_none());
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::File`]: one that is there and not to be used, of another origin, in use by another process, or no journal;
@@ -223,6 +345,10 @@ impl Journal {
         } else {
             Contents::read(path, &file, all)?
         };
+        let is_another = |found: &Origin| found.difference(origin).is_some();
+        if existing == Existing::Adopt && contents.origin.as_ref().is_some_and(is_another) {
+            contents = Contents::default();
+        }
         let heads = contents.finished.heads.len();
         let is_worthless = heads == 0 && contents.finished.lengths.is_none();
         if is_worthless {
@@ -264,6 +390,17 @@ impl Journal {
     }
 
     /// Where it is.
+    ///
+    /// ```
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+    /// # let path = folder.path().join("short.safetensors.partial");
+    /// # use kvsculpt::{journal::{Existing, Journal, Origin}, solver::Request};
+    /// # let origin = Origin::new(&capture, &Request::default(), "a GPU")?;
+    /// let journal = Journal::open(&path, &origin, Existing::Refuse)?.journal;
+    /// assert_eq!(journal.path(), path);
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -288,6 +425,23 @@ impl Journal {
 
     /// Adds the lengths that were decided.
     ///
+    /// ```
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+    /// # let path = folder.path().join("short.safetensors.partial");
+    /// # use kvsculpt::{journal::{Existing, Journal, Origin}, solver::Request};
+    /// # let origin = Origin::new(&capture, &Request::default(), "a GPU")?;
+    /// use kvsculpt::solver::Lengths;
+    ///
+    /// // As `Observer::decided` is told: two heads, the second in two chunks.
+    /// let lengths: Lengths = serde_json::from_str(r#"{"free": [[10], [7, 12]], "curves": [], "parts": []}"#).unwrap();
+    /// let mut journal = Journal::open(&path, &origin, Existing::Refuse)?.journal;
+    /// journal.add_lengths(&lengths)?;
+    /// drop(journal);
+    /// assert_eq!(Journal::open(&path, &origin, Existing::Resume)?.finished.lengths, Some(lengths));
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Write`]; the journal is as it was then, and takes nothing more.
     pub fn add_lengths(&mut self, lengths: &Lengths) -> Result<()> {
@@ -296,6 +450,35 @@ impl Journal {
     }
 
     /// Adds a head that is finished.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+    /// # let path = folder.path().join("short.safetensors.partial");
+    /// # use kvsculpt::{cpu::CpuEngine, journal::{Existing, Journal, Origin}, solver::{Finished, FinishedHead, Observer, Request, compress_from}};
+    /// # let mut request = Request { at_once: Some(1), ..Request::default() };
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let origin = Origin::new(&capture, &request, "the CPU engine")?;
+    /// struct First(Option<FinishedHead>);
+    /// impl Observer for First {
+    ///     fn finished(&mut self, head: &FinishedHead) -> kvsculpt::Result<()> {
+    ///         self.0 = Some(head.clone());
+    ///         Err(kvsculpt::Error::Cancelled)
+    ///     }
+    /// }
+    /// let mut first = First(None);
+    /// let _ = compress_from(&mut CpuEngine::new(), &capture, &request, &mut Finished::default(), &mut first);
+    /// let head = first.0.expect("one was finished");
+    ///
+    /// let mut journal = Journal::open(&path, &origin, Existing::Refuse)?.journal;
+    /// journal.add_head(&head)?;
+    /// drop(journal);
+    /// assert_eq!(Journal::open(&path, &origin, Existing::Resume)?.finished.heads, [head]);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Write`]; the journal is as it was then, and takes nothing more.
@@ -354,6 +537,19 @@ impl Journal {
     }
 
     /// Takes the journal away, once what it was kept for is written.
+    ///
+    /// ```
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+    /// # let path = folder.path().join("short.safetensors.partial");
+    /// # use kvsculpt::{journal::{Existing, Journal, Origin}, solver::Request};
+    /// # let origin = Origin::new(&capture, &Request::default(), "a GPU")?;
+    /// let journal = Journal::open(&path, &origin, Existing::Refuse)?.journal;
+    /// // Once the output itself is written:
+    /// journal.remove()?;
+    /// assert!(!path.exists());
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Write`] where the folder does not let it go.

@@ -30,7 +30,7 @@ use crate::gpu::{AdapterSummary, Gpu, Selection, chosen};
 use crate::kernels::GpuEngine;
 use crate::self_test::{Check, self_test};
 use crate::solver::{
-    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part, estimate, judge, measure_curves,
+    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part_from, estimate, judge, measure_curves,
 };
 use crate::{Error, Options, Result};
 
@@ -40,6 +40,13 @@ pub use several::{Several, choose_several};
 use measured::{Clock, since, watch};
 
 /// What is to compute.
+///
+/// ```
+/// use kvsculpt::machine::Preference;
+///
+/// // A GPU where there is one that is faster than the processor.
+/// assert_eq!(Preference::default(), Preference::Auto);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Preference {
@@ -55,6 +62,17 @@ pub enum Preference {
 }
 
 /// What was chosen; nothing is opened yet.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// use kvsculpt::{gpu::Selection, machine::{Preference, choose}};
+///
+/// let choice = choose(Preference::Cpu, &Selection::default())?;
+/// // Asked for, so there is nothing to notice; with `Auto` it says why no GPU is used.
+/// assert!(choice.adapter.is_none() && choice.notice.is_none());
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Choice {
@@ -67,6 +85,17 @@ pub struct Choice {
 }
 
 /// Chooses a machine. Nothing is printed: [`Choice::notice`] says what the user should know.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// use kvsculpt::{Error, gpu::Selection, machine::{Preference, choose}};
+///
+/// let named = Selection { adapter: Some("Radeon".into()), ..Selection::default() };
+/// assert!(matches!(choose(Preference::Cpu, &named), Err(Error::Options { .. })));
+/// assert!(choose(Preference::Cpu, &Selection::default())?.adapter.is_none());
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::NoAdapter`] with those there are, where a GPU is needed; [`Error::Options`] where the CPU engine is asked for
@@ -155,6 +184,16 @@ fn no_cpu_engine() -> Error {
 impl Choice {
     /// Opens what was chosen.
     ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{gpu::Selection, machine::{Preference, choose}};
+    ///
+    /// let machine = choose(Preference::Cpu, &Selection::default())?.open()?;
+    /// assert_eq!(machine.kind(), "cpu");
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Gpu::open`] and [`GpuEngine::new`].
     pub fn open(&self) -> Result<Machine> {
@@ -176,6 +215,21 @@ impl Choice {
 }
 
 /// An engine of either kind.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, machine::Machine};
+///
+/// // As `Choice::open` makes it, or around an engine that is there already.
+/// let mut machine = Machine::Cpu(CpuEngine::new());
+/// assert_eq!(machine.compress(&capture, &request, &mut ())?.outcomes.len(), 3);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Machine {
@@ -190,6 +244,14 @@ pub enum Machine {
 
 impl Machine {
     /// `gpu` or `cpu`; `mixed` where several machines share the work and are not all of one kind.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, machine::Machine};
+    ///
+    /// assert_eq!(Machine::Cpu(CpuEngine::new()).kind(), "cpu");
+    /// # }
+    /// ```
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -201,6 +263,15 @@ impl Machine {
     }
 
     /// The machine in words: adapter and driver, or the processor and its threads.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::Engine, machine::Machine};
+    ///
+    /// // What a journal keeps, because another machine rounds otherwise.
+    /// assert_eq!(Machine::Cpu(CpuEngine::new()).name(), CpuEngine::new().name());
+    /// # }
+    /// ```
     #[must_use]
     pub fn name(&self) -> String {
         match self {
@@ -213,6 +284,19 @@ impl Machine {
 
     /// [`compress`](crate::solver::compress) on this machine, tried again where it fails: [`compress_recovering`](crate::solver::compress_recovering).
     ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// let short = machine.compress(&capture, &request, &mut ())?;
+    /// assert_eq!(short.compressed.layers[0].lengths, [short.split.kept(); 3]);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Those of [`compress_recovering`](crate::solver::compress_recovering).
     pub fn compress(&mut self, capture: &Capture, request: &Request, observer: &mut dyn Observer) -> Result<Compression> {
@@ -221,6 +305,14 @@ impl Machine {
 
     /// Times every kernel by the device's clock from here on, which makes work on a GPU a little slower. `false` where the device
     /// has no clock for it; the CPU engine's operations are always timed.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// // The CPU engine's operations are always timed; a device without a clock for it says `false`.
+    /// assert!(machine.enable_timings());
+    /// # }
+    /// ```
     pub fn enable_timings(&mut self) -> bool {
         match self {
             Self::Gpu(engine) => engine.gpu().enable_timings(),
@@ -231,6 +323,22 @@ impl Machine {
     }
 
     /// [`compress`](Self::compress), and what it cost.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// let (short, measured) = machine.compress_measured(&capture, &request, &mut ())?;
+    /// for cost in &measured.costs {
+    ///     println!("{:>16} {:>6} calls {:>9.3} s", cost.name, cost.calls, cost.seconds);
+    /// }
+    /// assert!(!measured.kernels && measured.traffic.bytes_written > short.source_bytes);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`compress_recovering`](crate::solver::compress_recovering).
@@ -245,6 +353,30 @@ impl Machine {
 
     /// [`compress_measured`](Self::compress_measured), going on from what is finished, and leaving there what is where it fails or is
     /// cancelled. Where the device was lost in between, what is measured is of the fresh one.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request { at_once: Some(1), ..kvsculpt::solver::Request::default() };
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// use kvsculpt::solver::{Finished, Observer};
+    ///
+    /// struct UntilOne;
+    /// impl Observer for UntilOne {
+    ///     fn progress(&mut self, finished: usize, _heads: usize, _fraction: f64) -> bool {
+    ///         finished == 0
+    ///     }
+    /// }
+    /// let mut finished = Finished::default();
+    /// assert!(machine.compress_from(&capture, &request, &mut finished, &mut UntilOne).is_err());
+    /// assert_eq!(finished.heads.len(), 1);
+    /// let (short, _) = machine.compress_from(&capture, &request, &mut finished, &mut ())?;
+    /// assert_eq!(short.outcomes.len(), 3);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`compress_recovering`](crate::solver::compress_recovering).
@@ -304,6 +436,16 @@ impl Machine {
     }
 
     /// [`self_test`] of this machine; of several, the checks of all, one machine after the other.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// use kvsculpt::engine::Dims;
+    ///
+    /// let checks = machine.self_test(Dims { dim: 8, value_dim: 8 });
+    /// assert!(checks.iter().any(|check| check.operation == "attention" && check.passed()));
+    /// # }
+    /// ```
     pub fn self_test(&mut self, dims: Dims) -> Vec<Check> {
         match self {
             Self::Gpu(engine) => self_test(engine.as_mut(), dims),
@@ -314,6 +456,21 @@ impl Machine {
     }
 
     /// [`measure_curves`] on this machine.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// use kvsculpt::{batch::Shard, solver::Request};
+    ///
+    /// let mut request = Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// // The first third of the heads: here one of three.
+    /// let curves = machine.measure_curves(&capture, &request, Shard::new(0, 3)?, &mut ())?;
+    /// assert_eq!(curves.heads().len(), 1);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`measure_curves`].
@@ -326,10 +483,25 @@ impl Machine {
         }
     }
 
-    /// [`compress_part`] on this machine.
+    /// [`compress_part`](crate::solver::compress_part) on this machine.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// use kvsculpt::batch::Shard;
+    ///
+    /// let found = machine.compress_part(&capture, &request, Shard::new(1, 3)?, &mut ())?;
+    /// assert_eq!(found.outcomes.len(), found.part.heads().count());
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// Those of [`compress_part`].
+    /// Those of [`compress_part_from`].
     pub fn compress_part(
         &mut self,
         capture: &Capture,
@@ -337,15 +509,59 @@ impl Machine {
         shard: Shard,
         observer: &mut dyn Observer,
     ) -> Result<CompressedPart> {
+        self.compress_part_from(capture, request, shard, &mut Finished::default(), observer)
+    }
+
+    /// [`compress_part_from`] on this machine.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// use kvsculpt::{batch::Shard, solver::Finished};
+    ///
+    /// // What a journal of the same shard gives where it was interrupted; here nothing.
+    /// let mut finished = Finished::default();
+    /// let found = machine.compress_part_from(&capture, &request, Shard::new(1, 3)?, &mut finished, &mut ())?;
+    /// assert_eq!(found.outcomes.len(), 1);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`compress_part_from`].
+    pub fn compress_part_from(
+        &mut self,
+        capture: &Capture,
+        request: &Request,
+        shard: Shard,
+        finished: &mut Finished,
+        observer: &mut dyn Observer,
+    ) -> Result<CompressedPart> {
         match self {
-            Self::Gpu(engine) => compress_part(engine.as_mut(), capture, request, shard, observer),
+            Self::Gpu(engine) => compress_part_from(engine.as_mut(), capture, request, shard, finished, observer),
             #[cfg(feature = "cpu")]
-            Self::Cpu(engine) => compress_part(engine, capture, request, shard, observer),
-            Self::Several(several) => several.together(|mut team| team.compress_part(capture, request, shard, observer)),
+            Self::Cpu(engine) => compress_part_from(engine, capture, request, shard, finished, observer),
+            Self::Several(several) => several.together(|mut team| team.compress_part(capture, request, shard, finished, observer)),
         }
     }
 
     /// [`estimate`] for this machine.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// use kvsculpt::solver::Request;
+    ///
+    /// let estimate = machine.estimate(&capture, &Request::default())?;
+    /// assert!(estimate.heads == 3 && estimate.pairs.1 < estimate.pairs.0);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`estimate`].
@@ -359,6 +575,20 @@ impl Machine {
     }
 
     /// [`judge`] on this machine; of several, on the first.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+    /// let short = machine.compress(&capture, &request, &mut ())?.compressed;
+    /// let worth = machine.judge(&capture, &[&short], &request.options, &mut ())?;
+    /// assert!(worth[0].iter().all(|head| head.validation.is_some_and(|errors| errors.merged < 1.0)));
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`judge`].

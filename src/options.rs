@@ -9,6 +9,15 @@ use crate::error::{Error, Result};
 pub use split::Split;
 
 /// How a head's short cache is made.
+///
+/// ```
+/// use kvsculpt::{Options, options::Method};
+///
+/// // Milliseconds in place of seconds, where the last bit of quality does not matter.
+/// let mut quick = Options::default();
+/// assert_eq!(quick.method, Method::Kvsculpt);
+/// quick.method = Method::SelectFit;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -24,6 +33,13 @@ pub enum Method {
 }
 
 /// By what the zone's pairs are ranked, from which the seed takes the first.
+///
+/// ```
+/// use kvsculpt::{Options, options::Ranking};
+///
+/// assert_eq!(Options::default().ranking, Ranking::Effect);
+/// assert_eq!(Options::published().ranking, Ranking::Attention);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -36,6 +52,17 @@ pub enum Ranking {
 }
 
 /// How many of the newest pairs stay as they are.
+///
+/// ```
+/// use kvsculpt::{Options, options::{Split, Tail}};
+///
+/// let mut options = Options::default();
+/// options.keep = 0.4;
+/// assert_eq!(Split::uniform(1000, &options)?.tail, 100); // a quarter of 400
+/// options.tail = Tail::Pairs(32);
+/// assert_eq!(Split::uniform(1000, &options)?.tail, 32);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tail {
@@ -46,6 +73,13 @@ pub enum Tail {
 }
 
 /// What the value solve's ridge pulls toward.
+///
+/// ```
+/// use kvsculpt::{Options, options::Anchor};
+///
+/// assert_eq!(Options::default().anchor, Anchor::Seed);
+/// assert_eq!(Options::published().anchor, Anchor::Zero);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Anchor {
@@ -56,6 +90,20 @@ pub enum Anchor {
 }
 
 /// The strength of a penalty, alike for every head or in each head's own units.
+///
+/// ```
+/// use kvsculpt::{Options, options::Strength};
+///
+/// // As published, whatever the size of a head's numbers; and a hundredth of the Gram's mean diagonal.
+/// let mut options = Options::default();
+/// for ridge in [Strength::Absolute(1e-3), Strength::Relative(1e-2)] {
+///     options.ridge = ridge;
+///     options.validate()?;
+/// }
+/// options.ridge = Strength::Absolute(0.0);
+/// assert!(options.validate().is_err());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strength {
@@ -67,6 +115,19 @@ pub enum Strength {
 }
 
 /// What decides a result, beside the budgets and weights of a request. The same request, capture and machine give the same bytes.
+///
+/// ```
+/// use kvsculpt::{Options, options::Scope};
+///
+/// // For an engine that needs all heads of a layer to be of one length.
+/// let mut options = Options::default();
+/// (options.keep, options.budget) = (0.25, Scope::Layer);
+/// options.validate()?;
+/// // The text that files keep; what it does not name is as by default.
+/// let read: Options = serde_json::from_str(r#"{"keep": 0.25, "budget": "layer"}"#).unwrap();
+/// assert_eq!(read, options);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -135,6 +196,15 @@ pub struct Options {
 }
 
 /// How large the short cache is to be, where [`Options::keep`] does not say it.
+///
+/// ```
+/// use kvsculpt::{Options, options::{Split, Target}};
+///
+/// let mut options = Options::default();
+/// options.target = Some(Target::Tokens(600));
+/// assert_eq!(Split::uniform(2048, &options)?.kept(), 600);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -151,6 +221,18 @@ pub enum Target {
 }
 
 /// By what lengths are decided.
+///
+/// ```
+/// use kvsculpt::{Options, options::{Allocator, Target}};
+///
+/// // The published rule makes no error curves, by which an error could be aimed at.
+/// let mut options = Options::default();
+/// options.target = Some(Target::MaxError(0.01));
+/// options.validate()?;
+/// options.allocator = Allocator::Published;
+/// assert!(options.validate().is_err());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -166,6 +248,17 @@ const LEAST_CHUNK: usize = 16;
 
 impl Options {
     /// Whether free pairs have a bias: where it is asked for and the method fits anything.
+    ///
+    /// ```
+    /// use kvsculpt::{Options, options::Method};
+    ///
+    /// let mut options = Options::default();
+    /// options.bias = true;
+    /// assert!(options.has_bias());
+    /// // Pairs that are kept as they are need none.
+    /// options.method = Method::Select;
+    /// assert!(!options.has_bias());
+    /// ```
     #[must_use]
     pub fn has_bias(&self) -> bool {
         self.bias && matches!(self.method, Method::SelectFit | Method::Kvsculpt)
@@ -174,6 +267,14 @@ impl Options {
     /// The paper's recipe to the letter (arXiv 2603.27819, section 3 and appendix): tail 256, no sinks, 384 rows a query
     /// head, 100 steps of 10 iterations at learning rate 0.5, values every 5 steps with ridge 1e-3 toward zero, λ = 1.
     /// Where the paper is silent: history 100, the default of the optimiser it names.
+    ///
+    /// ```
+    /// use kvsculpt::{Options, options::Tail};
+    ///
+    /// let mut published = Options::published();
+    /// published.keep = 0.2;
+    /// assert_eq!((published.steps, published.tail), (100, Tail::Pairs(256)));
+    /// ```
     #[must_use]
     pub fn published() -> Self {
         Self {
@@ -208,6 +309,14 @@ impl Options {
     }
 
     /// Refuses values without meaning, naming the option as the program spells it.
+    ///
+    /// ```
+    /// use kvsculpt::{Error, Options};
+    ///
+    /// let mut wrong = Options::default();
+    /// wrong.keep = 2.0;
+    /// assert!(matches!(wrong.validate(), Err(Error::Options { option: "--keep", .. })));
+    /// ```
     ///
     /// # Errors
     /// [`Error::Options`].

@@ -14,6 +14,19 @@ use crate::error::Result;
 pub use rounds::Rounds;
 
 /// What one kernel or one operation cost.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// use kvsculpt::{cpu::CpuEngine, engine::Engine, timed::{Cost, Timed}};
+///
+/// let mut engine = CpuEngine::new();
+/// let mut timed = Timed::new(&mut engine);
+/// timed.zeros("states", 8)?;
+/// let costs: Vec<Cost> = timed.costs();
+/// assert!(costs.iter().all(|cost| cost.calls == 1 && cost.seconds >= 0.0));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Cost {
@@ -26,6 +39,20 @@ pub struct Cost {
 }
 
 /// What went to the machine and came back.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// use kvsculpt::{cpu::CpuEngine, engine::Engine, timed::Timed};
+///
+/// let mut engine = CpuEngine::new();
+/// let mut timed = Timed::new(&mut engine);
+/// let array = timed.upload("keys", &[1.0, 2.0, 3.0])?;
+/// timed.read(&array)?;
+/// let traffic = timed.traffic();
+/// assert_eq!((traffic.writes, traffic.bytes_written, traffic.reads, traffic.bytes_read), (1, 12, 1, 12));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Traffic {
@@ -62,6 +89,22 @@ impl Traffic {
 ///
 /// Where an engine defers work, as a GPU does, an operation's time is only that of handing it over, and the time of
 /// [`Engine::read`] that of the work: there kernels are to be timed by the device ([`Gpu::enable_timings`](crate::gpu::Gpu::enable_timings)).
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::compress, timed::Timed};
+///
+/// let mut engine = CpuEngine::new();
+/// let mut timed = Timed::new(&mut engine);
+/// compress(&mut timed, &capture, &request, &mut ())?;
+/// assert!(timed.costs().iter().any(|cost| cost.name == "attention"));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Timed<'a, E> {
     engine: &'a mut E,
@@ -73,6 +116,17 @@ pub struct Timed<'a, E> {
 
 impl<'a, E: Engine> Timed<'a, E> {
     /// Watches an engine from here on.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::Engine, timed::Timed};
+    ///
+    /// let mut engine = CpuEngine::new();
+    /// let timed = Timed::new(&mut engine);
+    /// // It is the engine in all else.
+    /// assert_eq!(timed.name(), CpuEngine::new().name());
+    /// # }
+    /// ```
     pub fn new(engine: &'a mut E) -> Self {
         Self {
             engine,
@@ -98,12 +152,39 @@ impl<'a, E: Engine> Timed<'a, E> {
     }
 
     /// What each operation took by the clock, the dearest first.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::{Dims, Engine, Head}, timed::Timed};
+    ///
+    /// let mut engine = CpuEngine::new();
+    /// let mut timed = Timed::new(&mut engine);
+    /// let table = timed.table(Dims { dim: 4, value_dim: 4 }, &[Head { rows: 1, pairs: 1, ..Head::default() }])?;
+    /// let source = timed.upload("source", &[1.0; 4])?;
+    /// let mut target = timed.zeros("target", 4)?;
+    /// timed.copy_pairs(&table, 4, &source, &mut target)?;
+    /// assert!(timed.costs().iter().any(|cost| cost.name == "copy_pairs" && cost.calls == 1));
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn costs(&self) -> Vec<Cost> {
         dearest_first(self.sums.iter().map(|(&name, &(calls, seconds))| Cost { name, calls, seconds }))
     }
 
     /// What went to the engine and came back; submissions are not known here.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::Engine, timed::Timed};
+    ///
+    /// let mut engine = CpuEngine::new();
+    /// let mut timed = Timed::new(&mut engine);
+    /// timed.upload("queries", &[0.0; 100])?;
+    /// assert_eq!(timed.traffic().bytes_written, 400);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.traffic

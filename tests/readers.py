@@ -53,6 +53,15 @@ def convert(program, source, target, *options):
     return target
 
 
+def compress(program, source, target, *options):
+    """Runs the program on the CPU; its refusal is this script's end."""
+    command = [program, "compress", source, "-o", target, "--engine", "cpu", "--keep", "0.5", "--tail", "4", "--quiet", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"compress {options}: {done.stderr}")
+    return target
+
+
 def kept(layer, lengths):
     """Which pairs a layer keeps: the first two, the last four, and some between."""
     between = np.linspace(2, len(TEXT) - 5, lengths[layer] - 6).round().astype(int)
@@ -241,10 +250,7 @@ def compressed_caches(program, folder, hugging, mlx):
     save_file(tensors, capture, texts)
     full = hugging.read(cache, NEXT[:1])[0]
     for budget in ["uniform", "layer"]:
-        command = [program, "compress", capture, "-o", short, "--engine", "cpu", "--budget", budget, "--keep", "0.5", "--tail", "4", "--quiet"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            sys.exit(f"compress: {done.stderr}")
+        compress(program, capture, short, "--budget", budget)
         absolute = convert(program, short, os.path.join(folder, "absolute"), "--to", "hugging-face", "--frame", "absolute")
         there = hugging.load(absolute)
         lengths = [layer.keys.shape[2] for layer in there.layers]
@@ -252,6 +258,12 @@ def compressed_caches(program, folder, hugging, mlx):
         prompt = convert(program, short, os.path.join(folder, "prompt.safetensors"), "--to", layout())
         check(f"compressed, {budget}, {lengths} of {len(TEXT)}: mlx-lm against transformers", mlx.read(mlx.load(prompt), NEXT[:1]), expected, 2e-5)
         print(f"     the full cache's logits are {np.abs(full - expected).max() / np.abs(full).max():.2f} away; mlx-lm generates", mlx.generate(mlx.load(prompt), NEXT))
+        direct = compress(program, capture, os.path.join(folder, "direct.safetensors"), "--budget", budget, "--to", layout())
+        check("the same, written by `compress --to`", mlx.read(mlx.load(direct), NEXT[:1]), expected, 2e-5)
+        if budget == "uniform":
+            direct = compress(program, capture, direct, "--budget", budget, "--to", "hugging-face")
+            check("the same in transformers", hugging.read(hugging.load(direct), NEXT[:1])[0], expected, 2e-5)
+            print("     transformers generates", hugging.generate(hugging.load(direct), NEXT))
 
 
 class Opaque(ctypes.Structure):
@@ -361,7 +373,25 @@ def llama_caches(program, folder, libraries, gguf):
     state = convert(program, saved, os.path.join(folder, "short.bin"), "--to", version)
     there, _ = llama.load(state)
     check(f"{len(rows)} of {len(text)} pairs, absolute", llama.read(there, follow), expected, 0)
+    compressed_state(program, folder, llama, text, follow, version)
     from_transformers(program, folder, llama, gguf, text, follow, version)
+
+
+def compressed_state(program, folder, llama, text, follow, version):
+    """llama.cpp's own state, compressed to one in a single step; and in two, by our format."""
+    state, short = os.path.join(folder, "whole.bin"), os.path.join(folder, "compressed")
+    context = llama.context()
+    llama.read(context, text)
+    llama.save(context, state, text)
+    full = llama.read(context, follow)
+    options = ["--kv-heads", 3, "--architecture", "llama", "--rope-theta", 100000, "--rope-dim", 64, "--queries", "keys", "--dtype", "f16", "--budget", "uniform"]
+    direct, _ = llama.load(compress(program, state, os.path.join(folder, "direct.bin"), "--to", version, *options))
+    compress(program, state, short, *options)
+    stepwise, tokens = llama.load(convert(program, short, os.path.join(folder, "stepwise.bin"), "--to", version))
+    expected = llama.read(stepwise, follow)
+    check("compressed, a state by `compress --to`", llama.read(direct, follow), expected, 0)
+    check("its tokens", tokens, text, 0)
+    print(f"     the full cache's logits are {np.abs(full - expected).max() / np.abs(full).max():.2f} away")
 
 
 def from_transformers(program, folder, llama, gguf, text, follow, version):

@@ -4,6 +4,16 @@ use super::workspace::{Shape, Workspace};
 use crate::error::{Error, Result};
 
 /// What a batch may use.
+///
+/// ```
+/// use kvsculpt::{batch::{Budget, Shape, schedule}, engine::Dims};
+///
+/// let dims = Dims { dim: 64, value_dim: 64 };
+/// let head = Shape { dims, tokens: 2048, fixed: 100, free: 500, solved: 500, training: 1024, validation: 256, probe: 0 };
+/// // No head fits into so little.
+/// let budget = Budget { total: 1 << 20, array: 1 << 18 };
+/// assert!(schedule(&[head], 10, budget, |_| 0).is_err());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// All arrays of a batch together and what the host holds of them, in bytes.
@@ -14,6 +24,22 @@ pub struct Budget {
 
 /// Packs heads into batches: heads of the same dims, largest first, as many as the budget holds. A pure function of
 /// its arguments; returns the heads' numbers, batch by batch. `scratch` gives an engine's own need for some heads.
+///
+/// ```
+/// use kvsculpt::{batch::{Budget, Shape, Workspace, schedule}, engine::Dims};
+///
+/// let dims = Dims { dim: 64, value_dim: 64 };
+/// let head = |free| Shape { dims, tokens: 2048, fixed: 100, free, solved: free, training: 1024, validation: 256, probe: 0 };
+/// let heads = [head(100), head(500), head(300)];
+/// let all = Workspace::new(&heads, 10);
+/// let total = all.bytes() + all.host_bytes();
+/// let together = schedule(&heads, 10, Budget { total, array: 1 << 30 }, |_| 0)?;
+/// assert_eq!(together, [[1, 2, 0]]); // the largest first
+/// // With a little less the smallest waits for a batch of its own.
+/// let apart = schedule(&heads, 10, Budget { total: total - 1, array: 1 << 30 }, |_| 0)?;
+/// assert_eq!(apart, [vec![1, 2], vec![0]]);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::OutOfMemory`] if one head alone is too large, naming its largest array.

@@ -8,6 +8,19 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 
 /// One of so many parts of all heads, counted from 0 as Slurm's array tasks and Kubernetes' indexed jobs are.
+///
+/// ```
+/// use kvsculpt::batch::Shard;
+///
+/// let shard: Shard = "1/3".parse()?;
+/// assert_eq!(shard, Shard::new(1, 3)?);
+/// assert_eq!((shard.index(), shard.count(), shard.to_string()), (1, 3, "1/3".to_owned()));
+/// // Heads of these costs: the dearest, number 2, is alone in the first part.
+/// let costs = [1, 1, 9, 1];
+/// assert_eq!(Shard::new(0, 2)?.members(&costs), [2]);
+/// assert_eq!(Shard::new(1, 2)?.members(&costs), [0, 1, 3]);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shard {
     index: usize,

@@ -3,6 +3,15 @@
 use crate::engine::{Dims, Head, SCALARS, WEIGHT_ROWS};
 
 /// One head's sizes.
+///
+/// ```
+/// use kvsculpt::{batch::Shape, engine::Dims};
+///
+/// let dims = Dims { dim: 64, value_dim: 64 };
+/// let head = Shape { dims, tokens: 2048, fixed: 100, free: 500, solved: 500, training: 1024, validation: 256, probe: 0 };
+/// // Twice the rows are twice the work of an evaluation.
+/// assert_eq!(Shape { training: 2048, ..head }.work(), 2 * head.work());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Shape {
     /// Channels.
@@ -32,6 +41,18 @@ impl Shape {
 }
 
 /// Floats of every array of a batch. All heads have the same dims.
+///
+/// ```
+/// use kvsculpt::{batch::{Shape, Workspace}, engine::Dims};
+///
+/// let dims = Dims { dim: 64, value_dim: 64 };
+/// let head = Shape { dims, tokens: 2048, fixed: 100, free: 500, solved: 500, training: 1024, validation: 256, probe: 0 };
+/// let sizes = Workspace::new(&[head, head], 10);
+/// assert_eq!((sizes.keys, sizes.free_keys), (2 * 2048 * 64, 2 * 500 * 64));
+/// let (name, bytes) = sizes.largest();
+/// println!("{name} is the largest array, {bytes} of {} bytes", sizes.bytes());
+/// assert!(bytes < sizes.bytes() && sizes.host_bytes() < sizes.bytes());
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workspace {
     /// Full keys, `[Σ tokens, dim]`.

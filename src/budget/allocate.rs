@@ -17,6 +17,21 @@ use crate::error::{Error, Result};
 /// are best for the sum they reach where all steps cost the same; where a last step is shorter, because a cache is no
 /// multiple of the page, or layers differ in heads, best to within the gain of one step.
 ///
+/// ```
+/// use kvsculpt::budget::{Curve, Point, Scope, allocate};
+///
+/// let curve = |head, first| Curve {
+///     layer: 0,
+///     head,
+///     points: vec![Point { length: 10, error: first }, Point { length: 20, error: 0.1 * first }, Point { length: 100, error: 0.0 }],
+/// };
+/// // The second head loses ten times as much, and gets what there is to give.
+/// let curves = [curve(0, 0.1), curve(1, 1.0)];
+/// assert_eq!(allocate(&curves, &[1.0, 1.0], Scope::Head, 1, 30)?, [10, 20]);
+/// assert_eq!(allocate(&curves, &[1.0, 1.0], Scope::Layer, 1, 40)?, [20, 20]);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Options`] if `total` is below the sum of the least lengths or above the sum of whole caches, with the sum that
 /// would do, and for a page of 0. [`Error::Shape`] for curves without points, lengths that do not ascend, errors or weights that

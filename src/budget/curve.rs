@@ -5,6 +5,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// The error of a head that stores so many pairs.
+///
+/// ```
+/// use kvsculpt::budget::Point;
+///
+/// let whole = Point { length: 2048, error: 0.0 };
+/// assert!(whole.error == 0.0);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// Pairs stored: sinks, free pairs and tail.
@@ -14,6 +21,16 @@ pub struct Point {
 }
 
 /// A head's error over its length, linear between the points.
+///
+/// ```
+/// use kvsculpt::budget::{Curve, Point};
+///
+/// let points = vec![Point { length: 100, error: 0.2 }, Point { length: 200, error: 0.1 }, Point { length: 1000, error: 0.0 }];
+/// let curve = Curve { layer: 3, head: 0, points };
+/// // Between the points on a line, outside as at the nearest.
+/// assert!((curve.error(150) - 0.15).abs() < 1e-12);
+/// assert_eq!([curve.error(50), curve.error(1000)], [0.2, 0.0]);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
     /// The layer's index.

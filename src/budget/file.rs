@@ -37,6 +37,27 @@ const SOURCE: &str = "a file of budgets as kvsculpt writes it";
 /// assert_eq!(Budgets::from_bytes("lengths", budgets.to_string().as_bytes())?, budgets);
 /// # Ok::<(), kvsculpt::Error>(())
 /// ```
+///
+/// ```
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// use kvsculpt::{Options, budget::{Budgets, Curve, Point}};
+///
+/// // Heads in two chunks: 4 sinks, 20 and 30 free pairs, 10 of the tail.
+/// let budgets = Budgets::new(1000, [(5, vec![64])].into())?.with_fixed(4, 10)?.with_chunks([(5, vec![vec![20, 30]])].into())?;
+/// assert!(budgets.is_shared());
+/// assert_eq!((budgets.free_pairs(5, 0), budgets.fixed(), budgets.tokens()), (Some([20, 30].as_slice()), Some((4, 10)), 1000));
+/// assert_eq!(budgets.shares()[&5], [Some(0.064)]);
+///
+/// // Of curves and what `allocate` gave for them; the file says what they were decided by, and for which capture.
+/// let curves = [Curve { layer: 5, head: 0, points: vec![Point { length: 64, error: 0.1 }, Point { length: 1000, error: 0.0 }] }];
+/// let decided = Budgets::from_curves(1000, &curves, &[64])?.with_options(Options::default()).with_source("a digest".into());
+/// assert_eq!((decided.options(), decided.source()), (Some(&Options::default()), Some("a digest")));
+/// let path = folder.path().join("budgets.json");
+/// decided.write(&path)?;
+/// assert_eq!(Budgets::read(&path)?, decided);
+/// assert_eq!(decided.layers().collect::<Vec<_>>(), [(5, [64].as_slice())]);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Budgets {
     tokens: usize,

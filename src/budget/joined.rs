@@ -9,6 +9,16 @@ use crate::error::{Error, Result};
 /// Each part's error is taken as by [`allocate`](super::allocate), whose lengths for scope `Head`, pages of 1 and equal weights reach the
 /// curve. Of one part it is that part's own curve, as it was measured. Layer and head are those of the first.
 ///
+/// ```
+/// use kvsculpt::budget::{Curve, Point, joined};
+///
+/// let part = |first| Curve { layer: 0, head: 0, points: vec![Point { length: 1, error: first }, Point { length: 10, error: 0.0 }] };
+/// // Two chunks of a head: what it gets goes to the worse one first.
+/// let head = joined(&[part(0.9), part(9.0)])?;
+/// assert!((head.error(2) - 9.9).abs() < 1e-9 && (head.error(11) - 0.9).abs() < 1e-9);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Shape`] for no parts, and as of [`allocate`](super::allocate).
 pub fn joined(parts: &[Curve]) -> Result<Curve> {

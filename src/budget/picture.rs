@@ -13,6 +13,16 @@ const NOTHING: char = '·';
 
 /// Fractions in [0, 1] as shades, by layer and head: the longer side runs across and is cut into bands where it is too long.
 /// `title` is the first line. Fractions outside are drawn as the nearest, NaN as if it were none.
+///
+/// ```
+/// use kvsculpt::budget::{Budgets, heat_map};
+///
+/// let budgets = Budgets::new(1000, [(0, vec![1000, 100]), (1, vec![500, 300])].into())?;
+/// let picture = heat_map("pairs kept", &budgets.shares());
+/// print!("{picture}");
+/// assert!(picture.starts_with("pairs kept\n") && picture.contains('█'));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[must_use]
 pub fn heat_map(title: &str, grid: &BTreeMap<usize, Vec<Option<f64>>>) -> String {
     let heads = grid.values().map(Vec::len).max().unwrap_or(0);
@@ -79,6 +89,16 @@ fn ruler(indices: &[usize], wide: usize) -> String {
 }
 
 /// A line a layer: its index, the lengths of its heads, and the part of its pairs that is kept; below, the same of all.
+///
+/// ```
+/// use kvsculpt::budget::{Budgets, length_table};
+///
+/// let budgets = Budgets::new(1000, [(0, vec![1000, 100]), (7, vec![500, 300])].into())?;
+/// let table = length_table(&budgets);
+/// print!("{table}");
+/// assert!(["1000", "100", "500", "300"].iter().all(|length| table.contains(length)));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[must_use]
 pub fn length_table(budgets: &Budgets) -> String {
     let columns = ["layer", "kept", "lengths of heads"];

@@ -9,6 +9,13 @@ use super::hull;
 use crate::error::{Error, Result};
 
 /// Which heads must be of one length.
+///
+/// ```
+/// use kvsculpt::budget::Scope;
+///
+/// assert_eq!(Scope::default(), Scope::Head);
+/// assert_eq!(serde_json::to_string(&Scope::Layer).ok().as_deref(), Some("\"layer\""));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {

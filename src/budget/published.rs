@@ -12,6 +12,15 @@ use crate::error::{Error, Result};
 /// fractions are settled by the largest remainder, the first head winning ties. Where heads are left that have no share, or the
 /// pilot found no error at all, they share evenly.
 ///
+/// ```
+/// use kvsculpt::budget::published;
+///
+/// // Two layers of two heads; √1 : √9 between the heads of each.
+/// let free = published(&[0, 0, 1, 1], &[0.01, 0.09, 0.01, 0.09], 1, 500, 400)?;
+/// assert_eq!(free, [50, 150, 50, 150]);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Options`] if `total` lies outside `heads · least` to `heads · most`. [`Error::Shape`] for no heads, layers and errors of
 /// different number, a `least` above `most`, and errors that are negative or not finite.

@@ -11,6 +11,17 @@ use crate::error::{Error, Result};
 /// the error is good enough, and everything said there of lengths, pages and scopes holds. Where steps differ in cost, the
 /// sum may exceed the least possible by less than the last step taken.
 ///
+/// ```
+/// use kvsculpt::budget::{Curve, Point, Scope, least_total};
+///
+/// let curve = |head, first| Curve { layer: 0, head, points: vec![Point { length: 10, error: first }, Point { length: 110, error: 0.0 }] };
+/// let curves = [curve(0, 0.1), curve(1, 1.0)];
+/// // The mean error 0.55 falls to 0.05 once the second head is whole.
+/// let lengths = least_total(&curves, &[1.0, 1.0], Scope::Head, 1, 0.05)?;
+/// assert!(lengths[0] < 20 && lengths[1] > 105, "{lengths:?}");
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Options`] if `max_error` is negative or not a number, or below the error of the whole caches where that is not 0,
 /// and for a page of 0. [`Error::Shape`] as of [`allocate`](super::allocate).

@@ -18,6 +18,23 @@ const VERSION: u32 = 1;
 const SOURCE: &str = "a file that `kvsculpt-llm sensitivity` wrote";
 
 /// A weight for each layer and head, from a file that `kvsculpt-llm sensitivity` measured.
+///
+/// ```
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// use kvsculpt::budget::Weights;
+///
+/// let text = br#"{"format": "kv-sensitivity", "version": 1, "layers": [
+///     {"layer": 0, "sensitivity": 0.5, "heads": [{"head": 0, "sensitivity": 4.0}, {"head": 1, "sensitivity": 1.0}]},
+///     {"layer": 1, "sensitivity": 2.5}]}"#;
+/// let weights = Weights::from_bytes("sensitivities", text)?;
+/// assert_eq!([weights.weight(0, 1), weights.weight(1, 7), weights.weight(2, 0)], [Some(1.0), Some(2.5), None]);
+/// // Their mean becomes 1.
+/// assert_eq!(weights.powered(1.0)?.weight(0, 0), Some(1.6));
+/// # let path = folder.path().join("sensitivities.json");
+/// # kvsculpt::cache::write_whole(&path, text)?;
+/// assert_eq!(Weights::read(&path)?.digest(), weights.digest());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights {
     layers: BTreeMap<usize, LayerWeights>,

@@ -14,6 +14,28 @@ use super::{Dtype, Pairing, Rope};
 use crate::error::{Error, Result};
 
 /// An open capture: its header is read and checked, its layers are read one at a time.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// use kvsculpt::cache::{Capture, Dtype};
+///
+/// let layer = capture.layers[0];
+/// let shape = capture.shape(layer)?;
+/// println!("layer {layer}: {} KV heads of {} pairs, {} channels", shape.kv_heads, capture.tokens, shape.dim);
+/// assert_eq!(capture.layer(layer)?.key.len(), shape.kv_heads * capture.tokens * shape.dim);
+/// assert_eq!(capture.head(layer, 2)?.value.len(), capture.tokens * shape.value_dim);
+/// assert_eq!(capture.queries(), "real");
+///
+/// let path = folder.path().join("half.safetensors");
+/// let bytes = capture.write(&path, Dtype::F16)?;
+/// let half = Capture::open(&path)?;
+/// assert_eq!((half.tokens, half.shape(layer)?.dtype), (capture.tokens, Dtype::F16));
+/// // Other bytes are another capture, and one in memory is as good as a file.
+/// let read = std::fs::read(&path).unwrap();
+/// assert_eq!((Capture::from_bytes("in memory", read)?.digest()?, bytes), (half.digest()?, path.metadata().unwrap().len()));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Capture {
     /// The file, or the name that stands for it.
@@ -38,6 +60,14 @@ pub struct Capture {
 }
 
 /// Query rows of all query heads of a layer.
+///
+/// ```
+/// use kvsculpt::cache::Queries;
+///
+/// // 2 query heads, 3 rows each, 4 channels.
+/// let queries = Queries { rows: 3, data: vec![0.0; 2 * 3 * 4] };
+/// assert_eq!(queries.data.len() / queries.rows, 2 * 4);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queries {
     /// Rows a query head.
@@ -47,6 +77,17 @@ pub struct Queries {
 }
 
 /// One layer of a capture, widened to f32.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// let layer = capture.layer(20)?;
+/// let group = layer.query_heads / layer.kv_heads;
+/// // The last key of KV head 1, and which query heads read it.
+/// let key = &layer.key[(2 * layer.tokens - 1) * layer.dim..][..layer.dim];
+/// let readers: Vec<_> = (0..layer.query_heads).filter(|query_head| query_head / group == 1).collect();
+/// assert_eq!((key.len(), readers), (64, vec![3, 4, 5]));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
     /// The layer's number in its model.

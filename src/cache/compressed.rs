@@ -14,6 +14,16 @@ use crate::error::{Error, Result};
 const TENSORS: [&str; 4] = ["lengths", "bias", "key", "value"];
 
 /// One layer of a compressed cache: heads one after the other, each with its own length.
+///
+/// ```
+/// use kvsculpt::cache::{CompressedLayer, Dtype};
+///
+/// let layer = CompressedLayer {
+///     index: 0, dim: 4, value_dim: 4, lengths: vec![1, 2], key: vec![0.5; 12], value: vec![1.0; 12], bias: None, dtype: Dtype::F16,
+/// };
+/// let lengths: Vec<_> = layer.heads().map(|head| head.key.len() / layer.dim).collect();
+/// assert_eq!(lengths, layer.lengths);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompressedLayer {
     /// The layer's number in its model.
@@ -35,6 +45,14 @@ pub struct CompressedLayer {
 }
 
 /// One KV head's stored pairs: sinks, free pairs, tail.
+///
+/// ```
+/// use kvsculpt::cache::CompressedHead;
+///
+/// let head = CompressedHead { length: 2, key: &[1.0, 0.0, 0.0, 1.0], value: &[3.0, 4.0], bias: Some(&[0.0, -0.5]) };
+/// // What an engine adds to a pair's scaled logit.
+/// assert_eq!(head.bias.map(|bias| bias[1]), Some(-0.5));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CompressedHead<'a> {
     /// Stored pairs.
@@ -51,7 +69,7 @@ pub struct CompressedHead<'a> {
 ///
 /// ```
 /// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{cache::Compressed, cpu::CpuEngine, options::Method, solver::{Request, compress}};
 ///
 /// let mut request = Request::default();
@@ -71,6 +89,24 @@ pub struct CompressedHead<'a> {
 /// short.write(&path)?;
 /// assert_eq!(Compressed::read(&path)?.layers[0].lengths, short.layers[0].lengths);
 /// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
+/// ```
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// use std::collections::BTreeMap;
+/// use kvsculpt::cache::{Compressed, CompressedLayer, Dtype};
+///
+/// let layer = CompressedLayer {
+///     index: 0, dim: 4, value_dim: 4, lengths: vec![1, 2], key: vec![0.5; 12], value: vec![1.0; 12], bias: None, dtype: Dtype::F16,
+/// };
+/// let short = Compressed { layers: vec![layer], metadata: BTreeMap::from([("next_position".into(), "100".into())]) };
+/// let path = folder.path().join("short.safetensors");
+/// // Before the work, so that it is not done in vain:
+/// Compressed::check_writable(&path)?;
+/// short.write(&path)?;
+/// let read = Compressed::from_bytes("short", std::fs::read(&path).unwrap())?;
+/// assert_eq!(read.layers, short.layers);
 /// # Ok::<(), kvsculpt::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]

@@ -7,6 +7,21 @@ use super::{Capture, Compressed};
 use crate::error::Result;
 
 /// A file of any kind that can be looked at.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// # let path = folder.path().join("capture.safetensors");
+/// # capture.write(&path, kvsculpt::cache::Dtype::F16)?;
+/// use kvsculpt::cache::CacheFile;
+///
+/// match CacheFile::open(&path)? {
+///     CacheFile::Capture(capture) => assert_eq!(capture.layers, [20]),
+///     CacheFile::Compressed(short) => println!("{} layers", short.layers.len()),
+///     _ => println!("something newer"),
+/// }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CacheFile {

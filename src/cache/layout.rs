@@ -10,6 +10,16 @@ use crate::error::Result;
 pub(super) const TENSORS: [&str; 5] = ["key", "value", "query", "reference_query", "probe_query"];
 
 /// What the header alone says of a layer.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// let shape = capture.shape(20)?;
+/// let pairs = shape.kv_heads * capture.tokens;
+/// let bytes = pairs * (shape.dim + shape.value_dim) * shape.dtype.bytes();
+/// println!("keys and values of the layer are {bytes} bytes");
+/// assert!(shape.query && shape.query_heads % shape.kv_heads == 0);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LayerShape {

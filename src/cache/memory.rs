@@ -9,6 +9,23 @@ use super::{Capture, Layer, Pairing, Queries};
 use crate::error::{Error, Result};
 
 /// What holds for all layers of a capture: where its tokens stand and how the model asks.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use kvsculpt::cache::{Context, Pairing};
+///
+/// let context = Context {
+///     tokens: 2048,
+///     next_position: 2048,
+///     scale: 1.0 / 64_f64.sqrt(),
+///     rope_theta: 10_000.0,
+///     rope_dim: 64,
+///     pairing: Pairing::Half,
+///     rope_scaling: Some(r#"{"rope_type": "linear", "factor": 2.0}"#.into()),
+///     metadata: BTreeMap::from([("model".into(), "a model".into())]),
+/// };
+/// assert_eq!(context.scale, 0.125);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Context {
     /// Tokens in the cache, N.

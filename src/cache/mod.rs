@@ -40,6 +40,13 @@ use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 /// How a tensor's elements are stored in a file.
+///
+/// ```
+/// use kvsculpt::cache::Dtype;
+///
+/// // As files say it.
+/// assert_eq!(serde_json::to_string(&Dtype::Bf16).ok().as_deref(), Some("\"bf16\""));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -53,6 +60,13 @@ pub enum Dtype {
 
 impl Dtype {
     /// Bytes of one element.
+    ///
+    /// ```
+    /// use kvsculpt::cache::Dtype;
+    ///
+    /// let numbers = 2 * 100 * 64; // keys and values of 100 pairs
+    /// assert_eq!((numbers * Dtype::F32.bytes(), numbers * Dtype::F16.bytes()), (51_200, 25_600));
+    /// ```
     #[must_use]
     pub fn bytes(self) -> usize {
         match self {

@@ -205,6 +205,18 @@ pub(crate) fn unwritable(path: &Path, error: &std::io::Error) -> Error {
 
 /// Writes a file whole or not at all; returns its bytes.
 ///
+/// ```
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// use kvsculpt::cache::write_whole;
+///
+/// let path = folder.path().join("notes.txt");
+/// assert_eq!(write_whole(&path, b"first")?, 5);
+/// // Whoever reads it meanwhile sees the old or the new one.
+/// write_whole(&path, b"second")?;
+/// assert_eq!(std::fs::read(&path).unwrap(), b"second");
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::File`] where the path does not do; [`Error::Write`] where the disk is full or fails.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<u64> {

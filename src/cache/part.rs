@@ -18,6 +18,28 @@ const FORMAT: &str = "kv-part";
 const ABOUT: &str = "part";
 
 /// The heads of one [`Shard`] of a compressed cache, and all that is needed to [merge] it with the others.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{batch::Shard, cache::Part, cpu::CpuEngine, solver::{compress_part, plan_part}};
+///
+/// let path = folder.path().join("part.safetensors");
+/// Part::check_writable(&path)?;
+/// let shard = Shard::new(0, 3)?;
+/// let part = compress_part(&mut CpuEngine::new(), &capture, &request, shard, &mut ())?.part;
+/// assert_eq!((part.shard()?, part.heads().count()), (shard, 1));
+/// println!("{} pairs in {} bytes", part.pairs(), part.write(&path)?);
+/// // A job that is started again need not do it again.
+/// assert!(Part::read(&path)?.is_like(&plan_part(&capture, &request, shard)?));
+/// assert_eq!(Part::from_bytes("part", std::fs::read(&path).unwrap())?, part);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     /// The layers that the part has heads of, ascending, with those heads alone; none where the shard is empty.
@@ -64,6 +86,33 @@ impl Part {
     #[must_use]
     pub fn pairs(&self) -> usize {
         self.layers.iter().flat_map(|layer| &layer.lengths).sum()
+    }
+
+    /// Its heads alone as a compressed cache, to be looked at: what a layer's first head is here need not be its head 0, which
+    /// [`heads`](Self::heads) tells. The metadata are those of the whole, but for a report of these heads and without the share that is kept.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::compress_part};
+    ///
+    /// let part = compress_part(&mut CpuEngine::new(), &capture, &request, Shard::new(0, 2)?, &mut ())?.part;
+    /// let alone = part.alone();
+    /// assert_eq!(alone.layers[0].lengths.iter().sum::<usize>(), part.pairs());
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    #[must_use]
+    pub fn alone(&self) -> Compressed {
+        let mut metadata = self.about.metadata.clone();
+        metadata.insert("report".into(), format!("[{}]", self.about.reports.join(",")));
+        Compressed {
+            layers: self.layers.clone(),
+            metadata,
+        }
     }
 
     /// Whether this is what a shard of the same capture, options, lengths and version would be.
@@ -161,6 +210,26 @@ impl Part {
 }
 
 /// The compressed cache that all these parts are of, in the very bytes of one run when written.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{batch::Shard, cache::merge, cpu::CpuEngine, solver::compress_part};
+///
+/// let part = |index: usize| {
+///     let found = compress_part(&mut CpuEngine::new(), &capture, &request, Shard::new(index, 2)?, &mut ())?;
+///     Ok((format!("part {index}").into(), found.part))
+/// };
+/// let parts = (0..2).map(part).collect::<kvsculpt::Result<Vec<_>>>()?;
+/// // One alone lacks heads.
+/// assert!(merge(parts[..1].to_vec()).is_err());
+/// assert_eq!(merge(parts)?.layers[0].lengths.len(), 3);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::File`] with the name of a part that does not belong to the first, or has a head that another has too;

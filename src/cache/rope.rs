@@ -8,6 +8,19 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 /// Which channels rotate together.
+///
+/// ```
+/// use kvsculpt::cache::{Pairing, Rope};
+///
+/// // A quarter turn of the first of two channel pairs: of channels 0 and 2, or of 0 and 1.
+/// for (pairing, right) in [(Pairing::Half, 2), (Pairing::Interleaved, 1)] {
+///     let rope = Rope::new(10_000.0, 4, pairing, None)?;
+///     let mut row = [1.0, 0.0, 0.0, 0.0];
+///     rope.rotate(&mut row, std::f64::consts::FRAC_PI_2);
+///     assert!((row[right] - 1.0).abs() < 1e-6);
+/// }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pairing {
@@ -18,6 +31,19 @@ pub enum Pairing {
 }
 
 /// A model's rotary embedding: fixed frequencies over the first `dim` channels.
+///
+/// ```
+/// use kvsculpt::cache::{Pairing, Rope};
+///
+/// let rope = Rope::new(10_000.0, 4, Pairing::Half, Some(r#"{"rope_type": "linear", "factor": 2.0}"#))?;
+/// assert_eq!((rope.dim(), rope.frequencies[0], rope.frequencies[1]), (4, 0.5, 0.005));
+/// let mut row = [1.0, 2.0, 3.0, 4.0, 5.0];
+/// rope.rotate(&mut row, 7.0);
+/// rope.rotate(&mut row, -7.0);
+/// // Back where it was; the fifth channel never turned.
+/// assert!(row.iter().zip([1.0, 2.0, 3.0, 4.0, 5.0]).all(|(found, right)| (found - right).abs() < 1e-5));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Which channels rotate together.

@@ -8,7 +8,7 @@
 //! use kvsculpt::cpu::CpuEngine;
 //! use kvsculpt::solver::Request;
 //!
-//! # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+//! # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 //! # let mut request = Request::default();
 //! # request.options.method = kvsculpt::options::Method::SelectFit;
 //! # request.options.budget = kvsculpt::options::Scope::Uniform;
@@ -66,6 +66,15 @@ use crate::machine::Machine;
 use crate::solver::{Compression, Finished, FinishedHead, Lengths, Observer, Request, check, compress_recovering};
 
 /// How far a compression is; what an [`Observer`] is told.
+///
+/// ```
+/// use kvsculpt::compressor::Progress;
+///
+/// fn bar(progress: Progress) -> String {
+///     format!("{} of {} heads, {:.0} %", progress.finished, progress.heads, 100.0 * progress.fraction)
+/// }
+/// assert_eq!(bar(Progress::default()), "0 of 0 heads, 0 %");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
@@ -78,6 +87,25 @@ pub struct Progress {
 }
 
 /// Where a compression stands after a [`step`](Compressor::step).
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// # let mut compressor = kvsculpt::compressor::Compressor::new(kvsculpt::cpu::CpuEngine::new(), capture, request)?;
+/// use std::time::Duration;
+/// use kvsculpt::compressor::Step;
+///
+/// // Once a frame:
+/// match compressor.step(Duration::from_secs(60)) {
+///     Step::Working(progress) => println!("{:.0} %", 100.0 * progress.fraction),
+///     Step::Ended => assert_eq!(compressor.finish()?.outcomes.len(), 3),
+/// }
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[must_use]
 pub enum Step {
@@ -88,6 +116,23 @@ pub enum Step {
 }
 
 /// What a compressor leaves behind.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// # let mut compressor = kvsculpt::compressor::Compressor::new(kvsculpt::cpu::CpuEngine::new(), capture, request)?;
+/// use kvsculpt::Error;
+///
+/// let ended = compressor.end();
+/// assert!(matches!(ended.result, Err(Error::Cancelled)));
+/// // Nothing was begun; the engine is there for the next compression.
+/// assert!(ended.finished.heads.is_empty() && ended.machine.is_some());
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Ended<M> {
@@ -101,6 +146,23 @@ pub struct Ended<M> {
 }
 
 /// What a compressor works on: every [`Engine`] that may move to another thread, and a [`Machine`].
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cache::Capture, compressor::{Compressor, Driven}, cpu::CpuEngine, solver::{Compression, Request}};
+///
+/// // On whatever machine the application has, a `Machine` or an engine of its own.
+/// fn shorten(machine: impl Driven, capture: Capture, request: Request) -> kvsculpt::Result<Compression> {
+///     Compressor::new(machine, capture, request)?.finish()
+/// }
+/// assert_eq!(shorten(CpuEngine::new(), capture, request)?.outcomes.len(), 3);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 pub trait Driven: Send + 'static {
     /// Compresses with leave for each portion.
     #[doc(hidden)]
@@ -184,6 +246,22 @@ impl Drop for Ending {
 /// A compression under way, on a thread of its own that works when it is told to.
 ///
 /// It may be moved to another thread. Dropped, it ends the work, waiting for the portion under way.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{compressor::Compressor, cpu::CpuEngine};
+///
+/// // On a thread of the application's, which has nothing else to do.
+/// let compressor = Compressor::new(CpuEngine::new(), capture, request)?;
+/// let short = std::thread::spawn(move || compressor.finish()).join().unwrap()?;
+/// assert_eq!(short.outcomes.len(), 3);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Compressor<M> {
     gate: Arc<Gate>,
@@ -194,6 +272,20 @@ pub struct Compressor<M> {
 impl<M: Driven> Compressor<M> {
     /// Prepares the compression of a capture; no portion begins before the first [`step`](Self::step); reading the
     /// first heads may.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// use kvsculpt::{Error, compressor::Compressor, cpu::CpuEngine, solver::Request};
+    ///
+    /// let mut request = Request::default();
+    /// request.options.keep = 1.5;
+    /// // Refused at once, before any thread.
+    /// let refused = Compressor::new(CpuEngine::new(), capture, request);
+    /// assert!(matches!(refused, Err(Error::Options { option: "--keep", .. })));
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`check`]; [`Error::Unsupported`] where the system gives no thread.
@@ -206,7 +298,7 @@ impl<M: Driven> Compressor<M> {
     ///
     /// ```
     /// # #[cfg(feature = "cpu")] {
-    /// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
     /// # let capture = std::sync::Arc::new(capture);
     /// use std::{sync::Arc, time::Duration};
     /// use kvsculpt::{compressor::Compressor, cpu::CpuEngine, options::Method, solver::Request};
@@ -276,6 +368,26 @@ impl<M: Driven> Compressor<M> {
 
     /// Lets the work go on for at most so long, and returns when that is used up or nothing more fits into it. At least one portion is
     /// begun, unless one of an earlier step, or work of the host's alone, is still under way.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut compressor = kvsculpt::compressor::Compressor::new(kvsculpt::cpu::CpuEngine::new(), capture, request)?;
+    /// use std::time::Duration;
+    /// use kvsculpt::compressor::Step;
+    ///
+    /// let mut frames = 0;
+    /// while compressor.step(Duration::from_millis(20)) != Step::Ended {
+    ///     frames += 1; // here the application draws
+    /// }
+    /// assert_eq!(compressor.progress().fraction, 1.0);
+    /// # let _ = frames;
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     pub fn step(&mut self, at_most: Duration) -> Step {
         if self.gate.give(at_most) {
             Step::Ended
@@ -285,23 +397,94 @@ impl<M: Driven> Compressor<M> {
     }
 
     /// Waits until what was begun is done, here and on the device, and nothing is under way.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut compressor = kvsculpt::compressor::Compressor::new(kvsculpt::cpu::CpuEngine::new(), capture, request)?;
+    /// use std::time::Duration;
+    ///
+    /// let _ = compressor.step(Duration::from_millis(1));
+    /// // Before the application measures its own work: nothing of ours runs beside it.
+    /// compressor.settle();
+    /// let portions = compressor.portions();
+    /// std::thread::sleep(Duration::from_millis(5));
+    /// assert_eq!(compressor.portions(), portions);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     pub fn settle(&mut self) {
         self.gate.settle();
     }
 
     /// How far it is.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut compressor = kvsculpt::compressor::Compressor::new(kvsculpt::cpu::CpuEngine::new(), capture, request)?;
+    /// use std::time::Duration;
+    ///
+    /// let before = compressor.progress().fraction;
+    /// let _ = compressor.step(Duration::from_millis(50));
+    /// assert!(before == 0.0 && compressor.progress().fraction >= before);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.gate.progress()
     }
 
     /// Portions begun so far.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut compressor = kvsculpt::compressor::Compressor::new(kvsculpt::cpu::CpuEngine::new(), capture, request)?;
+    /// use std::time::Duration;
+    ///
+    /// compressor.settle();
+    /// assert_eq!(compressor.portions(), 0);
+    /// let _ = compressor.step(Duration::ZERO);
+    /// compressor.settle();
+    /// // However short a step is, one portion is begun.
+    /// assert_eq!(compressor.portions(), 1);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn portions(&self) -> u64 {
         self.gate.portions()
     }
 
     /// Lets the work go on without pause and waits for its end.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut compressor = kvsculpt::compressor::Compressor::new(kvsculpt::cpu::CpuEngine::new(), capture, request)?;
+    /// use std::time::Duration;
+    ///
+    /// // The user waits now, so there are no frames to keep.
+    /// let _ = compressor.step(Duration::from_millis(4));
+    /// let short = compressor.finish()?;
+    /// assert!(short.outcomes.iter().all(|head| head.kept < head.tokens));
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Those of [`compress`](crate::solver::compress); [`Error::Panicked`].
@@ -311,6 +494,24 @@ impl<M: Driven> Compressor<M> {
     }
 
     /// Ends the work where it stands, waiting for the portion under way, and gives back what there is.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// # let mut compressor = kvsculpt::compressor::Compressor::new(kvsculpt::cpu::CpuEngine::new(), capture, request)?;
+    /// use std::time::Duration;
+    ///
+    /// let _ = compressor.step(Duration::from_secs(60));
+    /// // Where the work is done already, this is its result.
+    /// let ended = compressor.end();
+    /// assert_eq!(ended.result?.outcomes.len(), 3);
+    /// assert!(ended.machine.is_some());
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn end(mut self) -> Ended<M> {
         self.join().unwrap_or_else(|| Ended {

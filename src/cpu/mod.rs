@@ -22,6 +22,17 @@ mod vectorised;
 use crate::engine::{Dims, Head};
 
 /// Floats in the machine's memory.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// use kvsculpt::{cpu::{Array, CpuEngine}, engine::Engine};
+///
+/// let mut engine = CpuEngine::new();
+/// let array: Array = engine.upload("values", &[1.0, 2.0])?;
+/// assert_eq!(engine.read(&array)?, [1.0, 2.0]);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Array {
     label: &'static str,
@@ -29,6 +40,19 @@ pub struct Array {
 }
 
 /// The heads an operation works on.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// use kvsculpt::{cpu::{CpuEngine, Table}, engine::{Dims, Engine, Head}};
+///
+/// let mut engine = CpuEngine::new();
+/// let heads = [Head { rows: 2, pairs: 3, ..Head::default() }];
+/// let mut table: Table = engine.table(Dims { dim: 4, value_dim: 4 }, &heads)?;
+/// // The same table for fewer heads, such as those that are not done yet.
+/// engine.set_table(&mut table, &[])?;
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Table {
     dims: Dims,
@@ -46,7 +70,7 @@ impl Table {
 /// The engine; works on the current rayon thread pool.
 ///
 /// ```
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{cpu::CpuEngine, options::Method, solver::{Request, compress}};
 ///
 /// let mut request = Request::default();
@@ -65,6 +89,14 @@ pub struct CpuEngine {
 
 impl CpuEngine {
     /// An engine with nothing allocated yet.
+    ///
+    /// ```
+    /// use kvsculpt::{cpu::CpuEngine, engine::Engine};
+    ///
+    /// let engine = CpuEngine::new();
+    /// println!("{}", engine.name());
+    /// assert!(!engine.defers() && engine.max_array_bytes() > 1 << 30);
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()

@@ -10,6 +10,14 @@ use crate::cache::{Capture, Compressed, Dtype, Pairing, Rope, Source};
 use crate::error::{Error, Result};
 
 /// What turns keys to positions, as a model's configuration says it; [`Rope::new`] says which scalings are known.
+///
+/// ```
+/// use kvsculpt::{cache::Pairing, formats::RopeFacts};
+///
+/// let facts = RopeFacts { theta: 10_000.0, dim: 64, scaling: None };
+/// assert_eq!(facts.rope(Pairing::Interleaved)?.frequencies.len(), 32);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeFacts {
     /// The base of the frequencies θ^(−2i / dim).
@@ -31,6 +39,25 @@ impl RopeFacts {
 }
 
 /// What is known of a layer without reading its arrays.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// # let short = kvsculpt::solver::compress(&mut kvsculpt::cpu::CpuEngine::new(), &capture, &request, &mut ())?.compressed;
+/// use kvsculpt::formats::{Cache, Known};
+///
+/// let cache = Cache::from_compressed("short", short, &Known::default())?;
+/// for layer in &cache.layers {
+///     println!("layer {}: {} pairs, {} in the longest head", layer.index, layer.pairs(), layer.longest());
+///     // All of one length, as mlx-lm needs it.
+///     assert_eq!(layer.length(), Some(layer.longest()));
+/// }
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LayerFacts {
@@ -86,6 +113,22 @@ impl LayerFacts {
 }
 
 /// The arrays of a layer, heads one after the other, widened to f32.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// # let short = kvsculpt::solver::compress(&mut kvsculpt::cpu::CpuEngine::new(), &capture, &request, &mut ())?.compressed;
+/// use kvsculpt::formats::{Cache, Known, LayerPairs};
+///
+/// let cache = Cache::from_compressed("short", short, &Known::default())?;
+/// let LayerPairs { key, value, .. } = cache.read(0)?;
+/// assert_eq!(key.len() / cache.layers[0].dim, value.len() / cache.layers[0].value_dim);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LayerPairs {
@@ -123,6 +166,26 @@ pub(super) trait Layers: fmt::Debug + Send + Sync {
 /// It holds no queries. What a capture made of it lacks are queries (before RoPE, or training queries after RoPE) and the
 /// softmax scale where `metadata` does not have it; everything else of a
 /// [`Context`](crate::cache::Context) and its [`Layer`](crate::cache::Layer)s is here.
+///
+/// ```
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// # let (capture, prompt) = (folder.path().join("capture.safetensors"), folder.path().join("prompt.safetensors"));
+/// # let mut generator = kvsculpt::cache::Generator::default();
+/// # (generator.layers, generator.kv_heads, generator.group, generator.dim) = (2, 2, 2, 16);
+/// # (generator.tokens, generator.probes) = (64, 0);
+/// # generator.write(&capture, kvsculpt::cache::Dtype::F16, &mut |_| {})?;
+/// use kvsculpt::{cache::QuerySource, formats::{Cache, Format, Known, MlxLayout, Target}};
+///
+/// // A capture, or any other cache, as mlx-lm reads it.
+/// let known = Known { architecture: Some("llama".into()), model: Some("a model".into()), ..Known::default() };
+/// let written = Cache::open(&capture, &known)?.write(&prompt, &Target::new(Format::Mlx(MlxLayout::Scalars)))?;
+/// let cache = Cache::from_bytes("prompt", std::fs::read(&prompt).unwrap(), &known)?;
+/// assert_eq!((cache.format, cache.layers.len()), (Format::Mlx(MlxLayout::Scalars), written.layers.len()));
+/// assert_eq!(cache.read(1)?.key.len(), 2 * 64 * 16);
+/// // To be compressed, with queries guessed for want of any.
+/// assert_eq!(cache.into_capture(QuerySource::Keys, 0)?.queries(), "guessed from keys");
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Cache {
     /// The file, or the name that stands for it.
@@ -180,6 +243,21 @@ impl Cache {
     }
 
     /// A compressed cache in memory, as [`compress`](crate::solver::compress) returns it; `name` stands for the path in errors.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use kvsculpt::{cpu::CpuEngine, formats::{Cache, Format, Known}, solver::compress};
+    ///
+    /// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?.compressed;
+    /// let cache = Cache::from_compressed("short", short, &Known::default())?;
+    /// assert_eq!((cache.format, cache.tokens), (Format::Compressed, capture.tokens));
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Shape`] where its arrays do not fit together or the metadata `next_position` is missing.

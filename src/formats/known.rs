@@ -7,6 +7,23 @@ use crate::error::{Error, Result};
 
 /// What the caller knows of a cache. Where the file says it too, the caller's word counts, but for positions, which must not
 /// contradict it.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// # let (statistics, configuration) = (folder.path().join("statistics.safetensors"), folder.path().join("config.json"));
+/// # kvsculpt::cache::gather(&[capture], &statistics, &mut |_| {})?;
+/// # kvsculpt::cache::write_whole(&configuration, br#"{"model_type": "llama", "num_attention_heads": 9, "num_key_value_heads": 3}"#)?;
+/// use kvsculpt::{cache::QueryStatistics, formats::Known};
+///
+/// // The model's config.json, or statistics of its queries, say what a llama.cpp state does not.
+/// let mut known = Known::default();
+/// known.add_configuration(&configuration)?;
+/// assert_eq!((known.kv_heads, known.architecture.as_deref()), (Some(3), Some("llama")));
+/// known.add_statistics(&QueryStatistics::open(&statistics)?);
+/// assert!(known.rope.is_some());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Known {
     /// KV heads of every layer; llama.cpp's files need it.

@@ -73,6 +73,14 @@ use crate::cache::{Container, Source};
 use crate::error::{Error, Result};
 
 /// The layouts of mlx-lm's prompt caches.
+///
+/// ```
+/// use kvsculpt::formats::{Format, MlxLayout};
+///
+/// // mlx-lm reads one of them, by its release.
+/// assert_eq!(Format::Mlx(MlxLayout::Texts).to_string(), "mlx-lm prompt cache (up to 0.31)");
+/// assert_eq!(Format::Mlx(MlxLayout::default()).to_string(), "mlx-lm prompt cache (0.32 and newer)");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MlxLayout {
@@ -85,6 +93,13 @@ pub enum MlxLayout {
 
 /// The versions of llama.cpp's sequence-state files. For models without several positions a token they differ in the number alone,
 /// and llama.cpp reads only its own.
+///
+/// ```
+/// use kvsculpt::formats::LlamaVersion;
+///
+/// // What llama.cpp reads since August 2026.
+/// assert_eq!(LlamaVersion::default(), LlamaVersion::V3);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LlamaVersion {
@@ -97,6 +112,12 @@ pub enum LlamaVersion {
 
 impl LlamaVersion {
     /// The number in the file.
+    ///
+    /// ```
+    /// use kvsculpt::formats::LlamaVersion;
+    ///
+    /// assert_eq!([LlamaVersion::V2.number(), LlamaVersion::V3.number()], [2, 3]);
+    /// ```
     #[must_use]
     pub fn number(self) -> u32 {
         match self {
@@ -107,6 +128,14 @@ impl LlamaVersion {
 }
 
 /// What kind of file a cache is in.
+///
+/// ```
+/// use kvsculpt::{formats::{Format, LlamaVersion, Target}, options::Scope};
+///
+/// // One length for all heads, or each its own: it depends on who reads the file.
+/// assert_eq!(Target::new(Format::Llama(LlamaVersion::V3)).scope(), Scope::Uniform);
+/// assert_eq!(Target::new(Format::Compressed).scope(), Scope::Head);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
@@ -137,6 +166,15 @@ impl fmt::Display for Format {
 }
 
 /// The format of a file, by its contents alone.
+///
+/// ```
+/// use kvsculpt::formats::{Format, detect};
+///
+/// assert_eq!(detect("tests/data/smollm2-layer20.safetensors".as_ref())?, Format::Capture);
+/// // What is none says so.
+/// assert!(detect("Cargo.toml".as_ref()).is_err());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::File`]: not readable, or none of the formats, with the name of what it is where that is known.

@@ -11,6 +11,15 @@ use crate::cache::{Capture, CompressedLayer, Dtype, Pairing, Rope};
 use crate::error::{Error, Result};
 
 /// Before which position the written keys stand.
+///
+/// ```
+/// use kvsculpt::formats::{Format, Frame, MlxLayout, Target};
+///
+/// // mlx-lm goes on from the stored length; to go on elsewhere the application says so.
+/// let mut target = Target::new(Format::Mlx(MlxLayout::Scalars));
+/// assert_eq!(target.frame, None);
+/// target.frame = Some(Frame::At(4096));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// Where they stand in the file that is read.
@@ -22,6 +31,18 @@ pub enum Frame {
 }
 
 /// What a cache is to be written as.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// use kvsculpt::{formats::{Format, LlamaVersion, Target}, options::Scope};
+///
+/// let target = Target::new(Format::Llama(LlamaVersion::V3));
+/// assert!(target.scope() == Scope::Uniform && !target.holds_bias());
+/// // Told before the work, so that nothing is done in vain: this capture does not name its tokens, and has one layer of many.
+/// println!("{:?}", target.check(&capture, &capture.layers, 200));
+/// assert!(Target::new(Format::Compressed).check(&capture, &capture.layers, 200).is_ok());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
     /// The file's format.
@@ -52,6 +73,24 @@ impl Target {
 }
 
 /// What was written.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// # let short = kvsculpt::solver::compress(&mut kvsculpt::cpu::CpuEngine::new(), &capture, &request, &mut ())?.compressed;
+/// use kvsculpt::formats::{Cache, Format, Known, Target, Written};
+///
+/// let path = folder.path().join("again.safetensors");
+/// let cache = Cache::from_compressed("short", short, &Known::default())?;
+/// let written: Written = cache.write(&path, &Target::new(Format::Compressed))?;
+/// assert!(written.bytes == path.metadata().unwrap().len() && !written.turned);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Written {

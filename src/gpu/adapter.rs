@@ -18,6 +18,14 @@ const SOFTWARE_DRIVER: &str =
 
 /// Which adapter is wanted; what is left open is taken from the environment, then chosen: a GPU before a software
 /// driver, and what can be used before what cannot.
+///
+/// ```
+/// use kvsculpt::gpu::Selection;
+///
+/// // A GPU of this name, never a software driver.
+/// let selection = Selection { adapter: Some("radeon".into()), software_allowed: false, ..Selection::default() };
+/// assert!(Selection::default().software_allowed && selection.backend.is_none());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
     /// `vulkan`, `metal` or `dx12`, or several with commas; else the variable `WGPU_BACKEND`; else all.
@@ -39,6 +47,16 @@ impl Default for Selection {
 }
 
 /// One adapter in words and numbers.
+///
+/// ```
+/// use kvsculpt::gpu::{AdapterSummary, adapters};
+///
+/// fn line(adapter: &AdapterSummary) -> String {
+///     let state = adapter.lacks.as_deref().unwrap_or("can be used");
+///     format!("{}: {} ({}), {state}", adapter.index, adapter.name, adapter.backend)
+/// }
+/// assert!(adapters().iter().map(line).all(|line| line.contains(": ")));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct AdapterSummary {
@@ -94,6 +112,15 @@ impl AdapterSummary {
 }
 
 /// Every adapter of the native interfaces: GPUs first, software drivers last, else in the system's order.
+///
+/// ```
+/// use kvsculpt::gpu::adapters;
+///
+/// for (number, adapter) in adapters().iter().enumerate() {
+///     println!("{number}: {} by {}", adapter.name, adapter.driver);
+///     assert_eq!(adapter.index, number);
+/// }
+/// ```
 #[must_use]
 pub fn adapters() -> Vec<AdapterSummary> {
     let found = enumerate(Backends::VULKAN | Backends::METAL | Backends::DX12);
@@ -181,6 +208,13 @@ fn pick(all: &[AdapterSummary], wanted: Option<&str>, software_allowed: bool) ->
 }
 
 /// The adapter that [`Gpu::open`](super::Gpu::open) would open for this selection; its `lacks` says whether that would succeed.
+///
+/// ```
+/// use kvsculpt::{Error, gpu::{Selection, chosen}};
+///
+/// let selection = Selection { adapter: Some("no such adapter".into()), ..Selection::default() };
+/// assert!(matches!(chosen(&selection), Err(Error::NoAdapter(_))));
+/// ```
 ///
 /// # Errors
 /// [`Error::NoAdapter`] with those there are.

@@ -16,6 +16,14 @@ const LEAST_BYTES: u64 = 256;
 const PORTION_BYTES: usize = 32 << 20;
 
 /// What an array's elements are.
+///
+/// ```
+/// use kvsculpt::gpu::{Element, Source};
+///
+/// // In half precision where an array's numbers allow it.
+/// let text = Source::new("sum", "// …").alias("Store", Element::F16).text();
+/// assert!(text.starts_with("enable f16;"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
     /// Single precision.
@@ -50,6 +58,16 @@ pub(super) fn new_identity() -> u64 {
 ///
 /// Its buffer may be longer than the array, so a kernel takes counts from its parameters or tables and never
 /// from `arrayLength`.
+///
+/// ```no_run
+/// use kvsculpt::gpu::{Array, Element, Gpu, Selection};
+///
+/// let mut gpu = Gpu::open(&Selection::default())?;
+/// let array: Array = gpu.upload("keys", &[1.0, 2.0, 3.0])?;
+/// assert_eq!((array.label(), array.len(), array.bytes()), ("keys", 3, 12));
+/// assert!(array.element() == Element::F32 && !array.is_empty());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Array {
     pub(super) buffer: wgpu::Buffer,

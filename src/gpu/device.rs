@@ -31,6 +31,36 @@ pub(crate) struct Counts {
 }
 
 /// An open device with its queue and the work recorded but not yet handed over.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use kvsculpt::gpu::{Gpu, Selection, wgpu::Features};
+///
+/// let mut gpu = Gpu::open(&Selection::default())?;
+/// println!("{}: grids of {}, {} bytes a workgroup, {} an array", gpu.name(), gpu.max_grid(), gpu.max_workgroup_bytes(), gpu.max_array_bytes());
+/// if gpu.is_software() {
+///     gpu.set_time_out(Duration::from_secs(1200));
+/// }
+/// assert_eq!(gpu.has_half(), gpu.device().features().contains(Features::SHADER_F16));
+/// assert_eq!(gpu.subgroup().is_some(), gpu.device().features().contains(Features::SUBGROUP));
+///
+/// let (numbers, rows) = (gpu.zeros("numbers", 2)?, gpu.upload_rows("rows", &[1_u32, 2])?);
+/// let keys = gpu.upload("keys", &[0.5, -0.5])?;
+/// let half = gpu.upload_half("half", &[half::f16::ONE])?;
+/// gpu.write(&numbers, &[1.0, 2.0])?;
+/// gpu.write_rows(&rows, &[3_u32])?;
+/// gpu.announce(1e9)?; // before dispatches of so many multiplications
+/// gpu.flush()?;
+/// gpu.finish()?;
+/// assert_eq!((gpu.read(&numbers)?, gpu.read(&keys)?, gpu.read(&half)?), (vec![1.0, 2.0], vec![0.5, -0.5], vec![1.0]));
+///
+/// if gpu.enable_timings() {
+///     println!("{} kernels in {} submissions", gpu.timings()?.len(), gpu.submissions());
+/// }
+/// let fresh = gpu.reopen()?; // where this one was lost
+/// assert_eq!(fresh.name(), gpu.name());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Gpu {
     pub(super) device: wgpu::Device,
@@ -80,6 +110,17 @@ impl Gpu {
 
     /// The features and limits that an application's device should be opened with beside those of its own needs, so that kernels run on
     /// it as well as the adapter can: half precision, subgroups and times of kernels where it has them, and large arrays.
+    ///
+    /// ```no_run
+    /// use kvsculpt::gpu::{Gpu, wgpu::{Adapter, DeviceDescriptor, Features}};
+    ///
+    /// fn descriptor(adapter: &Adapter) -> kvsculpt::Result<DeviceDescriptor<'static>> {
+    ///     let (features, limits) = Gpu::needs(adapter)?;
+    ///     assert!(features.contains(Features::IMMEDIATES));
+    ///     // With what the application needs itself put to both.
+    ///     Ok(DeviceDescriptor { required_features: features, required_limits: limits, ..Default::default() })
+    /// }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Unsupported`] naming what this adapter lacks.

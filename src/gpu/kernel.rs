@@ -14,6 +14,22 @@ use super::source::Source;
 use crate::error::{Error, Result};
 
 /// A compiled kernel whose parameters are `P`, laid out as the shader's `struct Params`; `()` for none.
+///
+/// ```no_run
+/// use kvsculpt::gpu::{Gpu, Kernel, Selection, Source};
+///
+/// let source = Source::new("double", "
+///     @group(0) @binding(0) var<storage, read_write> numbers: array<f32>;
+///     @compute @workgroup_size(1) fn main(@builtin(workgroup_id) id: vec3u) { numbers[id.x] *= 2.0; }
+/// ");
+/// let mut gpu = Gpu::open(&Selection::default())?;
+/// let double = Kernel::<()>::new(&gpu, &source, "main")?;
+/// assert_eq!(double.reflection().bindings.len(), 1);
+/// let numbers = gpu.upload("numbers", &[1.0, 2.0])?;
+/// double.record(&mut gpu, &[&numbers], &(), [2, 1, 1])?;
+/// assert_eq!(gpu.read(&numbers)?, [2.0, 4.0]);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Kernel<P> {
     name: &'static str,

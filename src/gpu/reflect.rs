@@ -9,6 +9,18 @@ use super::uniformity;
 use crate::error::{Error, Result};
 
 /// One array that a kernel binds.
+///
+/// ```
+/// use kvsculpt::gpu::{Binding, Element, Source, reflect};
+///
+/// let source = Source::new("double", "
+///     @group(0) @binding(0) var<storage, read_write> numbers: array<f32>;
+///     @compute @workgroup_size(1) fn main(@builtin(workgroup_id) id: vec3u) { numbers[id.x] *= 2.0; }
+/// ");
+/// let found = reflect(&source, "main")?.bindings;
+/// assert_eq!(found, [Binding { name: "numbers".into(), read_only: false, element: Element::F32 }]);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
     /// Its name in the shader.
@@ -20,6 +32,18 @@ pub struct Binding {
 }
 
 /// A kernel's interface and its needs.
+///
+/// ```
+/// use kvsculpt::gpu::{Reflection, Source, reflect};
+///
+/// let source = Source::new("sum", "
+///     var<workgroup> sums: array<f32, 64>;
+///     @compute @workgroup_size(64) fn main(@builtin(local_invocation_index) lane: u32) { sums[lane] = 0.0; }
+/// ");
+/// let found: Reflection = reflect(&source, "main")?;
+/// assert_eq!((found.workgroup_size, found.workgroup_bytes, found.uses_half), ([64, 1, 1], 256, false));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reflection {
     /// The arrays in the order of their bindings.
@@ -42,6 +66,15 @@ pub struct Reflection {
 ///
 /// Bindings and parameters are those of the whole text, shared by its entry points; workgroup memory is what the
 /// entry point uses.
+///
+/// ```
+/// use kvsculpt::{Error, gpu::{Source, reflect}};
+///
+/// let source = Source::new("wrong", "@compute @workgroup_size(1)\nfn main() { let x: u32 = 1.0; }");
+/// // The kernel's own line, not that of the whole text.
+/// let refused = reflect(&source.constant("DIM", 64), "main");
+/// assert!(matches!(refused, Err(Error::Shader { kernel: "wrong", line: 2, .. })), "{refused:?}");
+/// ```
 ///
 /// # Errors
 /// [`Error::Shader`] with the file and line.

@@ -9,6 +9,20 @@ use crate::error::Error;
 ///
 /// The header is plain WGSL: `enable f16;` where something is in half precision, an `alias` for each precision that
 /// varies, and a `const` for each number. `const` and not `override`: an override can size no register array and escapes the checks of limits.
+///
+/// ```
+/// use kvsculpt::gpu::{Element, Source};
+///
+/// let source = Source::new("scale", "fn scaled(x: Store) -> f32 { return f32(x) * twice(f32(DIM)); }")
+///     .part("prelude", "fn twice(x: f32) -> f32 { return 2.0 * x; }")
+///     .alias("Store", Element::F32)
+///     .constant("DIM", 64);
+/// let text = source.text();
+/// assert!(text.starts_with("alias Store = f32;\nconst DIM: u32 = 64u;\n") && source.kernel() == "scale");
+/// // Which file a line of the whole is from.
+/// let line = 1 + text.lines().position(|line| line.contains("fn twice")).unwrap() as u32;
+/// assert_eq!((source.locate(line), source.locate(1).1), (("prelude", 1), 0));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Source {
     kernel: &'static str,

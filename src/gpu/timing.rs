@@ -12,6 +12,19 @@ const SLOTS: u32 = 64;
 const BYTES: u64 = SLOTS as u64 * 16;
 
 /// What one kernel cost so far.
+///
+/// ```no_run
+/// use kvsculpt::gpu::{Gpu, Selection, Timing};
+///
+/// let mut gpu = Gpu::open(&Selection::default())?;
+/// assert!(gpu.enable_timings());
+/// // After some work:
+/// let timings: Vec<Timing> = gpu.timings()?;
+/// for timing in timings {
+///     println!("{}: {:.3} ms a dispatch", timing.kernel, 1e3 * timing.seconds / timing.dispatches as f64);
+/// }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Timing {

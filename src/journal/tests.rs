@@ -174,6 +174,10 @@ fn a_journal_of_something_else_is_refused_by_what_differs() {
             },
             "and this is 9.9",
         ),
+        (
+            mine.clone().of_shard(Shard::new(1, 4).unwrap()),
+            "all heads, and these are the heads of part 1/4",
+        ),
     ] {
         let message = refused(&origin, Existing::Resume);
         assert!(message.contains(word) && message.contains("--restart"), "{message} lacks {word}");
@@ -184,7 +188,12 @@ fn a_journal_of_something_else_is_refused_by_what_differs() {
     // Memory decides no byte.
     let request = origin(|request| request.memory = Some(1 << 20));
     assert!(Journal::open(&path, &request, Existing::Resume).is_ok());
+    assert_eq!(Journal::open(&path, &mine, Existing::Adopt).unwrap().finished.heads.len(), 3);
     let other = origin(|request| request.options.steps = 77);
+    let opened = Journal::open(&path, &other, Existing::Adopt).unwrap();
+    assert!(same(&opened.finished, &Finished::default()) && opened.dropped == 0);
+    drop(opened);
+    fs::write(&path, &before).unwrap();
     let opened = Journal::open(&path, &other, Existing::Restart).unwrap();
     assert!(same(&opened.finished, &Finished::default()));
     // Of what was begun and holds nothing there is nothing to lose.

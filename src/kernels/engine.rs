@@ -40,6 +40,17 @@ use crate::gpu::{Array, Element, Gpu};
 /// let short = compress(&mut engine, &capture, &Request::default(), &mut ())?;
 /// # Ok::<(), kvsculpt::Error>(())
 /// ```
+///
+/// ```no_run
+/// use kvsculpt::{gpu::{Gpu, Selection}, kernels::{GpuEngine, Machine}};
+///
+/// // The kernels of a GPU on whatever device there is, a software driver for one.
+/// let machine = Machine { software: false, subgroups: false };
+/// let mut engine = GpuEngine::as_machine(Gpu::open(&Selection::default())?, machine)?;
+/// engine.set_scratch_limit(16 << 20);
+/// assert!(engine.gpu().max_array_bytes() > 0);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct GpuEngine {
     gpu: Gpu,

@@ -33,6 +33,19 @@ pub use table::Table;
 use crate::gpu::{Element, Source};
 
 /// The text of every kernel in every store that it comes in, each with its entry points.
+///
+/// ```
+/// use kvsculpt::{engine::Dims, gpu::reflect, kernels::{Machine, Spec, sources}};
+///
+/// let spec = Spec::new(Dims { dim: 64, value_dim: 64 }, Machine { software: false, subgroups: true })?;
+/// // Every kernel's text is checked without a device.
+/// for (source, entry_points) in sources(&spec) {
+///     for entry_point in entry_points {
+///         assert!(reflect(&source, entry_point)?.workgroup_bytes <= kvsculpt::kernels::WORKGROUP_BYTES);
+///     }
+/// }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[must_use]
 pub fn sources(spec: &Spec) -> Vec<(Source, &'static [&'static str])> {
     const MAIN: &[&str] = &["main"];

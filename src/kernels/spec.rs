@@ -23,6 +23,14 @@ pub(super) const MOST_HISTORY: u32 = 256;
 const MOST_STRIDES: u32 = 1024;
 
 /// What a device is, as far as kernels differ by it.
+///
+/// ```no_run
+/// use kvsculpt::{gpu::{Gpu, Selection}, kernels::Machine};
+///
+/// let gpu = Gpu::open(&Selection::default())?;
+/// assert_eq!(Machine::of(&gpu), Machine { software: gpu.is_software(), subgroups: gpu.subgroup().is_some() });
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Machine {
     /// It computes on the processor.
@@ -68,6 +76,17 @@ impl RowBlocks {
 }
 
 /// The numbers of one specialisation of the kernels, a pure function of [`Dims`] and [`Machine`].
+///
+/// ```
+/// use kvsculpt::{engine::Dims, kernels::{Machine, Spec}};
+///
+/// let machine = Machine { software: false, subgroups: true };
+/// let spec = Spec::new(Dims { dim: 128, value_dim: 128 }, machine)?;
+/// assert!(spec.subgroups && spec.attention_lanes > 0);
+/// // Channels are multiples of 4.
+/// assert!(Spec::new(Dims { dim: 126, value_dim: 128 }, machine).is_err());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Spec {
     /// Channels.

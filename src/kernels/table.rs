@@ -7,6 +7,16 @@ use crate::gpu::{Array, Gpu};
 use super::spec::RowBlocks;
 
 /// Heads that an operation works on.
+///
+/// ```no_run
+/// use kvsculpt::{engine::{Dims, Engine, Head}, gpu::{Gpu, Selection}, kernels::{GpuEngine, Table}};
+///
+/// let mut engine = GpuEngine::new(Gpu::open(&Selection::default())?)?;
+/// let head = Head { rows: 2, pairs: 3, ..Head::default() };
+/// let mut table: Table = engine.table(Dims { dim: 64, value_dim: 64 }, &[head])?;
+/// engine.set_table(&mut table, &[])?;
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Table {
     pub(super) dims: Dims,

@@ -10,6 +10,22 @@ use crate::solver::{Compression, Finished, Observer, Request, compress_recoverin
 use crate::timed::{Cost, Timed, Traffic, dearest_first};
 
 /// What a compression cost, finer than by stage.
+///
+/// ```
+/// use kvsculpt::machine::Measured;
+///
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// # let mut machine = kvsculpt::machine::Machine::Cpu(kvsculpt::cpu::CpuEngine::new());
+/// let measured: Measured = machine.compress_measured(&capture, &request, &mut ())?.1;
+/// let dearest = measured.costs.first().map(|cost| cost.name);
+/// assert!(dearest.is_some() && measured.traffic.reads > 0);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Measured {

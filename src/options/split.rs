@@ -6,6 +6,20 @@ use super::{Options, Tail, Target};
 use crate::error::{Error, Result};
 
 /// How the pairs of a head are divided: sinks, free pairs that stand for the zone, tail.
+///
+/// ```
+/// use kvsculpt::{Options, options::Split};
+///
+/// let mut options = Options::default();
+/// options.keep = 0.25;
+/// let split = Split::uniform(2048, &options)?;
+/// assert_eq!((split.kept(), split.sinks, split.tail), (512, 4, 128));
+/// // The free pairs stand for all that is neither sink nor tail.
+/// assert_eq!((split.free, split.zone()), (512 - 132, 2048 - 132));
+/// assert_eq!(Split::of(2048, 512, &options)?, split);
+/// assert_eq!(Split::least(2048, &options)?.free, 1);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Split {
     /// Pairs in the cache, N.

@@ -4,6 +4,15 @@ use super::dot;
 use crate::engine::NO_MASS;
 
 /// What attention leaves of a set of pairs, row by row: all that later tokens can see of them.
+///
+/// ```
+/// use kvsculpt::reference::State;
+///
+/// // One row: output (1, 2, 3, 4), mass 0.5.
+/// let state = State::from_array(&[1.0, 2.0, 3.0, 4.0, 0.5, 0.0, 0.0, 0.0], 4);
+/// assert_eq!((state.output[3], state.mass[0]), (4.0, 0.5));
+/// assert_eq!(state.to_array(4)[4], 0.5);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     /// `o`, `[rows, value_dim]`.
@@ -43,6 +52,17 @@ impl State {
 ///
 /// Queries `[rows, dim]`, keys `[pairs, dim]`, values `[pairs, value_dim]`. No base is one of output 0 and mass
 /// [`NO_MASS`]; so no pairs and no base give just that.
+///
+/// ```
+/// use kvsculpt::reference::attention;
+///
+/// // Scores 0 and ln 3: weights 1/4 and 3/4, mass ln 4.
+/// let state = attention(&[1.0], &[0.0, 3_f64.ln()], &[0.0, 4.0], 1, 1, None, 1.0);
+/// assert!((state.output[0] - 3.0).abs() < 1e-12 && (state.mass[0] - 4_f64.ln()).abs() < 1e-12);
+/// // Merged with pairs that hold as much mass and say 1.
+/// let merged = attention(&[1.0], &[0.0, 3_f64.ln()], &[0.0, 4.0], 1, 1, Some(&kvsculpt::reference::State { output: vec![1.0], ..state }), 1.0);
+/// assert!((merged.output[0] - 2.0).abs() < 1e-12);
+/// ```
 #[must_use]
 pub fn attention(queries: &[f64], keys: &[f64], values: &[f64], dim: usize, value_dim: usize, base: Option<&State>, scale: f64) -> State {
     let mut state = State::default();

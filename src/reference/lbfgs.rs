@@ -3,6 +3,15 @@
 use super::dot;
 
 /// `[1 / s·y, s·y / y·y]` of a curvature pair, or `None` where it is of no use: `s·y ≤ 1e-10 · y·y`, or not finite.
+///
+/// ```
+/// use kvsculpt::reference::curvature;
+///
+/// // s·y = 2, y·y = 4.
+/// assert_eq!(curvature(&[1.0, 0.0], &[2.0, 0.0]), Some([0.5, 0.5]));
+/// // Bent the wrong way: of no use.
+/// assert_eq!(curvature(&[1.0, 0.0], &[-2.0, 0.0]), None);
+/// ```
 #[must_use]
 pub fn curvature(step: &[f64], change: &[f64]) -> Option<[f64; 2]> {
     let (step_change, change_change) = (dot(step, change), dot(change, change));
@@ -13,6 +22,14 @@ pub fn curvature(step: &[f64], change: &[f64]) -> Option<[f64; 2]> {
 /// The two-loop recursion, `−H g`, over the curvature pairs `(s, y)`, oldest first; pairs of no use are passed over.
 ///
 /// `H₀ = (s·y / y·y) I` of the newest usable pair, I where there is none.
+///
+/// ```
+/// use kvsculpt::reference::direction;
+///
+/// // Without a pair steepest descent; one of curvature 2 divides by it.
+/// assert_eq!(direction(&[4.0, 6.0], &[]), [-4.0, -6.0]);
+/// assert_eq!(direction(&[4.0, 6.0], &[(vec![1.0, 0.0], vec![2.0, 0.0])]), [-2.0, -3.0]);
+/// ```
 #[must_use]
 pub fn direction(gradient: &[f64], pairs: &[(Vec<f64>, Vec<f64>)]) -> Vec<f64> {
     let usable: Vec<_> = pairs
@@ -43,6 +60,13 @@ fn add(target: &mut [f64], factor: f64, source: &[f64]) {
 }
 
 /// Where a head stands after an accepted step, and what the step taught.
+///
+/// ```
+/// use kvsculpt::reference::{Pushed, push};
+///
+/// let Pushed { step, change, step_change, .. } = push(0.5, &[-2.0], &[1.0], &[3.0], &[5.0]);
+/// assert_eq!((step, change, step_change), (vec![-1.0], vec![-2.0], 2.0));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pushed {
     /// `s = t d`.
@@ -58,6 +82,13 @@ pub struct Pushed {
 }
 
 /// Moves to the accepted point: `s = t d`, `y = g₊ − g`, `x ← x + s`.
+///
+/// ```
+/// use kvsculpt::reference::push;
+///
+/// let pushed = push(0.5, &[-2.0], &[1.0], &[3.0], &[5.0]);
+/// assert_eq!((pushed.origin, pushed.curvature), (vec![4.0], Some([0.5, 0.5])));
+/// ```
 #[must_use]
 pub fn push(length: f64, direction: &[f64], new_gradient: &[f64], gradient: &[f64], origin: &[f64]) -> Pushed {
     let step: Vec<f64> = direction.iter().map(|direction| length * direction).collect();

@@ -4,6 +4,15 @@ use super::State;
 use crate::solver::Errors;
 
 /// Sums over the rows of one KV head, from which [`Errors`] are quotients; sums of several heads may be added first.
+///
+/// ```
+/// use kvsculpt::reference::merged::Sums;
+///
+/// // Two heads' rows as if they were one's.
+/// let (one, other) = (Sums { rows: 1, output: 1.0, output_scale: 4.0, ..Sums::default() }, Sums { rows: 1, output_scale: 4.0, ..Sums::default() });
+/// let both = Sums { rows: 2, output: one.output + other.output, output_scale: 8.0, ..Sums::default() };
+/// assert_eq!(both.errors().output, 0.125);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sums {
     /// Rows.
@@ -22,6 +31,14 @@ pub struct Sums {
 
 impl Sums {
     /// The quotients. Not a number where there is no row, or a teacher that says nothing.
+    ///
+    /// ```
+    /// use kvsculpt::reference::merged::Sums;
+    ///
+    /// let sums = Sums { rows: 4, output: 2.0, output_scale: 8.0, mass: 1.0, merged: 1.0, merged_scale: 8.0 };
+    /// let errors = sums.errors();
+    /// assert_eq!((errors.output, errors.mass, errors.merged), (0.25, 0.5, 0.125));
+    /// ```
     #[must_use]
     pub fn errors(&self) -> Errors {
         Errors {
@@ -37,12 +54,32 @@ impl Sums {
 /// Each row's context is merged with a block of new tokens: `m = w y + (1 − w) u` with `w = 1 / (1 + e^{l_u − l})`. The
 /// block's mass `l_u` is the mean of the teacher's masses, so that a wrong mass moves weight to or from it, and its
 /// output `u` is the teacher's for the row before (the last row, for the first): of the right size and not the row's own.
+///
+/// ```
+/// use kvsculpt::reference::{State, merged::errors};
+///
+/// let teacher = State { output: vec![1.0, 2.0], mass: vec![0.0, 0.0] };
+/// assert_eq!(errors(&teacher, &teacher, 1).merged, 0.0);
+/// // With new tokens as heavy as the context, half of an output's error is left.
+/// let student = State { output: vec![1.0, 3.0], mass: vec![0.0, 0.0] };
+/// let errors = errors(&student, &teacher, 1);
+/// assert_eq!((errors.output, errors.merged), (1.0 / 5.0, 0.25 / 4.5));
+/// ```
 #[must_use]
 pub fn errors(student: &State, teacher: &State, value_dim: usize) -> Errors {
     sums(student, teacher, value_dim).errors()
 }
 
 /// The sums behind [`errors`], in time linear in the rows.
+///
+/// ```
+/// use kvsculpt::reference::{State, merged::sums};
+///
+/// let teacher = State { output: vec![1.0, 2.0], mass: vec![0.0, 0.0] };
+/// let student = State { output: vec![1.0, 3.0], mass: vec![0.0, 0.5] };
+/// let sums = sums(&student, &teacher, 1);
+/// assert_eq!((sums.rows, sums.output, sums.output_scale, sums.mass), (2, 1.0, 5.0, 0.25));
+/// ```
 #[must_use]
 pub fn sums(student: &State, teacher: &State, value_dim: usize) -> Sums {
     let rows = teacher.mass.len();

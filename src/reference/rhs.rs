@@ -1,6 +1,13 @@
 //! The right-hand side of the normal equations.
 
 /// `R = −Aᵀ e`, `[pairs, value_dim]`; A `[rows, pairs]`, e `[rows, value_dim]`.
+///
+/// ```
+/// use kvsculpt::reference::rhs;
+///
+/// // −(0.5 · 2 + 0.25 · 4): one pair, two rows, one channel.
+/// assert_eq!(rhs(&[0.5, 0.25], &[2.0, 4.0], 1, 1), [-2.0]);
+/// ```
 #[must_use]
 pub fn rhs(weights: &[f64], error: &[f64], pairs: usize, value_dim: usize) -> Vec<f64> {
     let mut rhs = vec![0.0; pairs * value_dim];

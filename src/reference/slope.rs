@@ -3,6 +3,14 @@
 use super::dot;
 
 /// A gradient seen along a direction.
+///
+/// ```
+/// use kvsculpt::reference::{Slope, slope};
+///
+/// // Not a number anywhere is not a number in the largest.
+/// let Slope { largest, .. } = slope(&[1.0, f64::NAN], &[0.0, 0.0]);
+/// assert!(largest.is_nan());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slope {
     /// `gradient · direction`.
@@ -14,6 +22,12 @@ pub struct Slope {
 }
 
 /// `gradient · direction`, `max |gradient|` and `Σ |gradient|`.
+///
+/// ```
+/// use kvsculpt::reference::{Slope, slope};
+///
+/// assert_eq!(slope(&[1.0, -3.0], &[2.0, 1.0]), Slope { slope: -1.0, largest: 3.0, sum: 4.0 });
+/// ```
 #[must_use]
 pub fn slope(gradient: &[f64], direction: &[f64]) -> Slope {
     Slope {

@@ -1,6 +1,13 @@
 //! New values from the factored normal equations.
 
 /// `W = anchor + (L Lᵀ)⁻¹ R`, `[pairs, value_dim]`; reads the lower triangle of L, `[pairs, pairs]`, only.
+///
+/// ```
+/// use kvsculpt::reference::solve;
+///
+/// // L = 2, so L Lᵀ = 4; two channels.
+/// assert_eq!(solve(&[2.0], &[4.0, 8.0], &[10.0, 10.0], 1, 2), [11.0, 12.0]);
+/// ```
 #[must_use]
 pub fn solve(factor: &[f64], rhs: &[f64], anchor: &[f64], pairs: usize, value_dim: usize) -> Vec<f64> {
     let mut values = anchor.to_vec();

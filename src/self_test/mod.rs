@@ -19,6 +19,18 @@ use trial::Trial;
 pub const ALLOWED: f64 = 1e-4;
 
 /// What became of one operation.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// use kvsculpt::{cpu::CpuEngine, engine::Dims, self_test::{ALLOWED, self_test}};
+///
+/// for check in self_test(&mut CpuEngine::new(), Dims { dim: 4, value_dim: 8 }) {
+///     println!("{}: {:?}", check.operation, check.error);
+///     assert!(check.dims == (4, 8) && check.error.is_some_and(|error| error < ALLOWED));
+/// }
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Check {
@@ -37,6 +49,17 @@ pub struct Check {
 
 impl Check {
     /// Whether the operation gave what it should.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::Dims, self_test::self_test};
+    ///
+    /// let checks = self_test(&mut CpuEngine::new(), Dims { dim: 4, value_dim: 4 });
+    /// let wrong: Vec<_> = checks.iter().filter(|check| !check.passed()).map(|check| check.operation).collect();
+    /// assert!(wrong.is_empty(), "{wrong:?}");
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn passed(&self) -> bool {
         self.error.is_some_and(|error| error <= ALLOWED)

@@ -20,6 +20,20 @@ use crate::options::{Options, Split, Target};
 /// Fails now as [`compress`] would for this capture, so that nothing is done in vain; what needs the heads' numbers is left to it.
 /// Returns how a head's pairs are divided where all lengths are the same.
 ///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// use kvsculpt::{Error, options::{Scope, Target}, solver::{Request, check}};
+///
+/// let mut request = Request::default();
+/// request.options.budget = Scope::Uniform;
+/// request.options.target = Some(Target::Tokens(200));
+/// assert_eq!(check(&capture, &request)?.kept(), 200);
+/// request.layers = Some(vec![3]);
+/// // The capture has layer 20 alone.
+/// assert!(matches!(check(&capture, &request), Err(Error::Options { .. })));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// Options without meaning for this cache, layers that are not there, budgets that were decided for another capture.
 pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
@@ -62,6 +76,21 @@ const MOST_CHANNELS: usize = 256;
 
 /// Compresses a capture.
 ///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::compress};
+///
+/// request.options.keep = 0.2;
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
+/// assert!(short.outcomes.iter().all(|head| head.kept == head.tokens / 5));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`check`]; a file that cannot be read; whatever the engine reports, or the observer. Numeric trouble in a head is its
 /// [`Outcome`], not an error.
@@ -77,7 +106,7 @@ pub fn compress<E: Engine>(engine: &mut E, capture: &Capture, request: &Request,
 ///
 /// ```
 /// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{Error, cpu::CpuEngine};
 /// use kvsculpt::solver::{Finished, FinishedHead, Observer, Request, compress_from};
 ///
@@ -130,18 +159,7 @@ pub(super) fn run(
     let heads = supply.places.len();
     let mut course = Course::new(hands, &supply, finished, observer);
     let started = Instant::now();
-    let mut plan = match &course.finished.lengths {
-        Some(lengths) => Plan::decided(lengths, &supply, request)?,
-        None => {
-            let plan = plan(&mut course, request)?;
-            let lengths = Lengths::of(&plan);
-            if measures {
-                course.observer.decided(&lengths)?;
-            }
-            course.finished.lengths = Some(lengths);
-            plan
-        }
-    };
+    let mut plan = decided(&mut course, request)?;
     timings.budgets = started.elapsed().as_secs_f64();
 
     course.begin_fits(measures);
@@ -169,6 +187,20 @@ pub(super) fn run(
         split,
         timings,
     })
+}
+
+/// The lengths of the heads: those that were decided before, else decided now, and told of where anything was measured for it.
+pub(super) fn decided(course: &mut Course<'_>, request: &Request) -> Result<Plan> {
+    if let Some(lengths) = &course.finished.lengths {
+        return Plan::decided(lengths, course.supply, request);
+    }
+    let plan = plan(course, request)?;
+    let lengths = Lengths::of(&plan);
+    if plan::measures(request, course.supply.chunks.len()) {
+        course.observer.decided(&lengths)?;
+    }
+    course.finished.lengths = Some(lengths);
+    Ok(plan)
 }
 
 /// Fits all heads, whose chunks have these free pairs, but those that are finished already; each that is done is told of at once.

@@ -26,6 +26,27 @@ const SOURCE: &str = "a file that `kvsculpt curves` wrote";
 /// The error curves of the heads of one [`Shard`] or of all, and what else lengths are decided by.
 ///
 /// As a file it is JSON; every number is written so that it is read back to the bit.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::{CurveSet, measure_curves, plan_curves}};
+///
+/// let path = folder.path().join("curves.json");
+/// let curves = measure_curves(&mut CpuEngine::new(), &capture, &request, Shard::WHOLE, &mut ())?;
+/// println!("{} heads in {} bytes", curves.heads().len(), curves.write(&path)?);
+/// let read = CurveSet::read(&path)?;
+/// assert_eq!(CurveSet::from_bytes("curves", &std::fs::read(&path).unwrap())?, read);
+/// assert!(read.is_like(&plan_curves(&capture, &request, Shard::WHOLE)?));
+/// assert_eq!((read.shard(), read.options(), read.curves()?.len()), (Shard::WHOLE, &request.options, 3));
+/// // Of several shards; of one it is the set itself.
+/// assert_eq!(CurveSet::joined(vec![(path, read.clone())])?, read);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct CurveSet {
     pub(super) about: About,
@@ -304,6 +325,25 @@ impl About {
 /// Of `options` count `keep`, `target`, `budget` and `page`; all others are what the curves were measured with. Where these four are too,
 /// the lengths are those that [`compress`](super::compress()) decides for the same weights, and parts compressed with them merge into its
 /// very bytes; but for [`Target::MaxError`], which here holds by the curves alone and is told in the result as the share that is kept.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::{allocate, measure_curves}};
+///
+/// let curves = measure_curves(&mut CpuEngine::new(), &capture, &request, Shard::WHOLE, &mut ())?;
+/// // Measured once, asked for twice.
+/// let mut options = request.options.clone();
+/// let lengths = [0.2, 0.4].map(|keep| {
+///     options.keep = keep;
+///     allocate(&curves, &options, None).map(|budgets| budgets.total())
+/// });
+/// assert!(matches!(lengths, [Ok(shorter), Ok(longer)] if shorter < longer));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::Shape`] where a head's curve is missing; [`Error::Options`] for options without meaning, a target that cannot be met, or

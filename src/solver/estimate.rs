@@ -14,6 +14,19 @@ use crate::error::Result;
 
 /// What a compression will need. Where lengths are decided by the heads' numbers all count as the mean, so that figures are near and
 /// not exact; where an error is the target, all count as the least there could be.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// use kvsculpt::{cpu::CpuEngine, solver::{Estimate, Request, estimate}};
+///
+/// let found: Estimate = estimate(&CpuEngine::new(), &capture, &Request::default())?;
+/// let one_by_one = estimate(&CpuEngine::new(), &capture, &Request { at_once: Some(1), ..Request::default() })?;
+/// assert_eq!((found.heads, found.batches, one_by_one.batches), (3, 1, 3));
+/// assert!(one_by_one.device_bytes < found.device_bytes && found.file_bytes == one_by_one.file_bytes);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Estimate {
@@ -36,7 +49,7 @@ pub struct Estimate {
 ///
 /// ```
 /// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{cpu::CpuEngine, solver::{Request, estimate}};
 ///
 /// let estimate = estimate(&CpuEngine::new(), &capture, &Request::default())?;

@@ -11,6 +11,29 @@ use crate::error::{Error, Result};
 use crate::options::Split;
 
 /// One KV head's short cache, before it is rounded to the file's numbers, and what became of the head.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::{FinishedHead, Observer, compress}};
+///
+/// struct Sizes(usize);
+/// impl Observer for Sizes {
+///     fn finished(&mut self, head: &FinishedHead) -> kvsculpt::Result<()> {
+///         assert_eq!(head.key.len() % head.outcome.kept, 0);
+///         self.0 += head.outcome.kept;
+///         Ok(())
+///     }
+/// }
+/// let mut sizes = Sizes(0);
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut sizes)?;
+/// assert_eq!(sizes.0, short.budgets.total());
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct FinishedHead {
@@ -61,6 +84,27 @@ impl FinishedHead {
 }
 
 /// Every head's length before it is fitted, and what it was decided by.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request { at_once: Some(1), ..kvsculpt::solver::Request::default() };
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// use kvsculpt::{Error, cpu::CpuEngine, solver::{Lengths, Observer, compress}};
+///
+/// struct Until(Option<Lengths>);
+/// impl Observer for Until {
+///     fn decided(&mut self, lengths: &Lengths) -> kvsculpt::Result<()> {
+///         self.0 = Some(lengths.clone());
+///         Err(Error::Cancelled) // the lengths were all that was wanted
+///     }
+/// }
+/// let mut until = Until(None);
+/// assert!(compress(&mut CpuEngine::new(), &capture, &request, &mut until).is_err());
+/// assert!(until.0.is_some_and(|lengths| lengths.free.len() == 3 && lengths.curves.len() == 3));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Lengths {
@@ -107,6 +151,14 @@ impl Lengths {
 
 /// What is finished of a compression. What an interrupted one leaves here, or what an [`Observer`](super::Observer) was told, is not
 /// worked on again by the next of the same capture, request and machine, and the result has the bytes of one that was not interrupted.
+///
+/// ```
+/// use kvsculpt::solver::Finished;
+///
+/// // An application may keep it as it likes.
+/// let text = serde_json::to_string(&Finished::default()).unwrap();
+/// assert_eq!(serde_json::from_str::<Finished>(&text).unwrap(), Finished::default());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Finished {
     /// Every head's length, once it is decided.

@@ -10,6 +10,14 @@ use crate::error::{Error, Result};
 use crate::options::{Options, Split};
 
 /// What one short cache is worth for one head.
+///
+/// ```
+/// use kvsculpt::solver::Worth;
+///
+/// let worth = Worth::new(3, 1, 400);
+/// assert_eq!((worth.layer, worth.head, worth.kept), (3, 1, 400));
+/// assert!(worth.probe.is_none());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Worth {
@@ -48,7 +56,7 @@ impl Worth {
 ///
 /// ```
 /// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{Options, cpu::CpuEngine, solver::{Request, compress, judge}};
 ///
 /// let mut request = Request::default();

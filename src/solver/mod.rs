@@ -40,7 +40,7 @@ pub use estimate::{Estimate, estimate};
 pub use finished::{Finished, FinishedHead, Lengths};
 pub use judge::{Worth, judge};
 pub use recover::compress_recovering;
-pub use shards::{CompressedPart, compress_part, measure_curves, plan_curves, plan_part};
+pub use shards::{CompressedPart, compress_part, compress_part_from, measure_curves, plan_curves, plan_part};
 pub(crate) use team::{Size, estimate_together};
 pub use team::{Team, division};
 
@@ -89,6 +89,15 @@ pub struct Request {
 }
 
 /// By what every head's length is decided.
+///
+/// ```
+/// use kvsculpt::{options::Scope, solver::{Decided, Request}};
+///
+/// let mut request = Request::default();
+/// assert_eq!(request.decided(), Decided::Curves);
+/// request.options.budget = Scope::Uniform;
+/// assert_eq!(request.decided(), Decided::Beforehand);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Decided {
@@ -102,6 +111,17 @@ pub enum Decided {
 
 impl Request {
     /// By what lengths are decided.
+    ///
+    /// ```
+    /// use kvsculpt::{budget::Budgets, options::Allocator, solver::{Decided, Request}};
+    ///
+    /// let mut request = Request::default();
+    /// request.options.allocator = Allocator::Published;
+    /// assert_eq!(request.decided(), Decided::Pilot);
+    /// request.budgets = Some(Budgets::new(2048, [(0, vec![120, 640])].into())?);
+    /// assert_eq!(request.decided(), Decided::Beforehand);
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn decided(&self) -> Decided {
         let options = &self.options;
@@ -119,6 +139,21 @@ impl Request {
 pub const PLANNING: f64 = 0.15;
 
 /// Seconds by stage.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::compress};
+///
+/// let timings = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?.timings;
+/// println!("read {:.2} s, seed {:.2} s, judged {:.2} s", timings.read, timings.teacher, timings.judge);
+/// assert!(timings.teacher > 0.0 && timings.keys == 0.0); // the method was `select`
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
     /// Waiting for heads to be read from the capture and their rows to be drawn. What is read while the machine works does not count.
@@ -149,6 +184,24 @@ impl Timings {
 }
 
 /// A finished compression.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::compress};
+///
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
+/// for head in &short.outcomes {
+///     println!("layer {} head {}: {} of {} pairs", head.layer, head.head, head.kept, head.tokens);
+/// }
+/// let kept: usize = short.outcomes.iter().map(|head| head.kept).sum();
+/// assert_eq!(short.budgets.total(), kept);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compression {
     /// The short cache.
@@ -169,6 +222,20 @@ pub struct Compression {
 
 impl Compression {
     /// Bytes of keys and values as the capture holds them, and as they are stored now.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use kvsculpt::{cpu::CpuEngine, solver::compress};
+    ///
+    /// let (before, after) = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?.bytes();
+    /// assert!((after as f64 / before as f64 - request.options.keep).abs() < 0.01);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         (self.source_bytes, compress::stored_bytes(&self.compressed.layers))
@@ -176,6 +243,21 @@ impl Compression {
 }
 
 /// Why a head's key optimisation ended.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::{Stop, compress}};
+///
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
+/// // The method was `select`.
+/// assert!(short.outcomes.iter().all(|head| head.stop == Stop::NotOptimised));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -199,6 +281,22 @@ pub enum Stop {
 }
 
 /// Errors over a set of rows.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::{Errors, compress}};
+///
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
+/// let errors: Vec<Errors> = short.outcomes.iter().filter_map(|head| head.result.validation).collect();
+/// let mean = errors.iter().map(|errors| errors.merged).sum::<f64>() / errors.len() as f64;
+/// assert!(mean > 0.0 && mean < 0.5, "{mean}");
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Errors {
     /// `Σ‖ŷ − y‖² / Σ‖y‖²`.
@@ -211,6 +309,21 @@ pub struct Errors {
 }
 
 /// What one candidate is worth: on the rows it was fitted to and on the capture's probe queries, where it has some.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, options::Method, solver::{Judged, compress}};
+///
+/// request.options.method = Method::SelectFit;
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
+/// let (fitted, selected): (Judged, Judged) = (short.outcomes[0].result, short.outcomes[0].select);
+/// assert!(fitted.output < selected.output);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
     /// The training loss `(Σ‖ŷ − y‖² + λ Σ(l̂ − l)²) / rows`.
@@ -228,6 +341,21 @@ pub struct Judged {
 }
 
 /// What became of one head.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::compress};
+///
+/// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
+/// let worst = short.outcomes.iter().max_by(|a, b| a.result.output.total_cmp(&b.result.output));
+/// assert!(worst.is_some_and(|head| head.layer == 20 && head.kept < head.tokens));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Outcome {
@@ -272,7 +400,7 @@ fn one() -> usize {
 ///
 /// ```
 /// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{Error, cpu::CpuEngine, options::Method, solver::{Observer, Request, compress}};
 ///
 /// struct Until(f64);
@@ -294,6 +422,19 @@ fn one() -> usize {
 pub trait Observer {
     /// Called as work proceeds: heads finished, heads in all, and how far all are, in [0, 1]. `false` asks to stop. Under
     /// [`Target::MaxError`] heads are fitted several times, and how many are finished begins anew each time.
+    ///
+    /// ```
+    /// use kvsculpt::solver::Observer;
+    ///
+    /// struct Bar;
+    /// impl Observer for Bar {
+    ///     fn progress(&mut self, finished: usize, heads: usize, fraction: f64) -> bool {
+    ///         eprint!("\r{finished}/{heads} {:3.0} %", 100.0 * fraction);
+    ///         true
+    ///     }
+    /// }
+    /// assert!(Bar.progress(1, 4, 0.3));
+    /// ```
     fn progress(&mut self, finished: usize, heads: usize, fraction: f64) -> bool {
         let _ = (finished, heads, fraction);
         true
@@ -301,6 +442,24 @@ pub trait Observer {
 
     /// Called once, when it is decided how long heads will be; not where nothing had to be measured for it, or it is in what was
     /// [finished](Finished) before.
+    ///
+    /// ```
+    /// use kvsculpt::solver::{Lengths, Observer};
+    ///
+    /// #[derive(Default)]
+    /// struct Plan(usize);
+    /// impl Observer for Plan {
+    ///     fn decided(&mut self, lengths: &Lengths) -> kvsculpt::Result<()> {
+    ///         self.0 = lengths.free.iter().flatten().sum();
+    ///         Ok(())
+    ///     }
+    /// }
+    /// let mut plan = Plan::default();
+    /// # let lengths: Lengths = serde_json::from_str(r#"{"free": [[10], [7, 12]], "curves": [], "parts": []}"#).unwrap();
+    /// plan.decided(&lengths)?;
+    /// assert_eq!(plan.0, 29);
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// The observer's own: the work ends with it.
@@ -310,12 +469,51 @@ pub trait Observer {
     }
 
     /// Called where the machine failed and the work is tried again: on a fresh device, or with less memory (see [`compress_recovering`]).
+    ///
+    /// ```
+    /// use kvsculpt::{Error, solver::Observer};
+    ///
+    /// #[derive(Default)]
+    /// struct Log(Vec<String>);
+    /// impl Observer for Log {
+    ///     fn retried(&mut self, why: &Error) {
+    ///         self.0.push(why.to_string());
+    ///     }
+    /// }
+    /// let mut log = Log::default();
+    /// log.retried(&Error::DeviceLost("driver reset".into()));
+    /// assert_eq!(log.0, ["the GPU device was lost: driver reset"]);
+    /// ```
     fn retried(&mut self, why: &Error) {
         let _ = why;
     }
 
     /// Called for each head as soon as it is finished, batch by batch. Under [`Target::MaxError`] a head may be finished several times,
     /// each time with other free pairs; the last counts.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use kvsculpt::{cpu::CpuEngine, solver::{FinishedHead, Observer, compress}};
+    ///
+    /// #[derive(Default)]
+    /// struct Sent(Vec<usize>);
+    /// impl Observer for Sent {
+    ///     fn finished(&mut self, head: &FinishedHead) -> kvsculpt::Result<()> {
+    ///         self.0.push(head.outcome.head);
+    ///         Ok(())
+    ///     }
+    /// }
+    /// let mut sent = Sent::default();
+    /// compress(&mut CpuEngine::new(), &capture, &request, &mut sent)?;
+    /// sent.0.sort_unstable();
+    /// assert_eq!(sent.0, [0, 1, 2]);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     ///
     /// # Errors
     /// The observer's own: the work ends with it.

@@ -16,6 +16,27 @@ use crate::options::Options;
 /// [opened afresh](Engine::reopen), once; where memory that was thought to be there is refused, less is used, half of it each time, down to
 /// what one head takes. What was finished before is not done again. The observer is [told](Observer::retried).
 ///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{Error, cpu::CpuEngine, solver::{Finished, Observer, compress_recovering}};
+///
+/// struct Log;
+/// impl Observer for Log {
+///     fn retried(&mut self, why: &Error) {
+///         eprintln!("{why}; going on");
+///     }
+/// }
+/// let mut finished = Finished::default();
+/// let short = compress_recovering(&mut CpuEngine::new(), &capture, &request, &mut finished, &mut Log)?;
+/// assert_eq!(short.outcomes.len(), 3);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`compress_from`](super::compress_from); the failure itself where trying again does not help.
 pub fn compress_recovering<E: Engine>(

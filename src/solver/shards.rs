@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
 
-use super::compress::{check, chosen_layers, common_metadata, empty, fit};
+use super::compress::{check, chosen_layers, common_metadata, decided, empty, fit};
 use super::curve_set::{About, CurveSet};
 use super::jobs::{Alone, Course, Hands};
-use super::plan::{self, plan};
+use super::plan;
 use super::recover::{Recovering, Recovery};
 use super::size::largest_header;
 use super::supply::Supply;
@@ -27,7 +27,7 @@ use crate::options::{Options, Target};
 ///
 /// ```
 /// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{batch::Shard, cache::merge, cpu::CpuEngine};
 /// use kvsculpt::solver::{CurveSet, Request, allocate, compress, compress_part, measure_curves};
 ///
@@ -65,6 +65,18 @@ pub struct CompressedPart {
 }
 
 /// What the curves of a shard would be, but for the curves: by it those of an earlier run can be told to be the same.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// use kvsculpt::{batch::Shard, options::Scope, solver::{Request, plan_curves}};
+///
+/// let mut request = Request::default();
+/// assert_eq!(plan_curves(&capture, &request, Shard::new(0, 3)?)?.heads().len(), 1);
+/// // All of one length: there is nothing to decide.
+/// request.options.budget = Scope::Uniform;
+/// assert!(plan_curves(&capture, &request, Shard::WHOLE).is_err());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`check`]; [`Error::Options`] where lengths are not decided by curves.
@@ -121,6 +133,21 @@ pub fn plan_curves(capture: &Capture, request: &Request, shard: Shard) -> Result
 /// Measures the error curves of a shard's heads; the curves that [`compress`](super::compress()) would measure of them. `PLANNING` of an
 /// [`Observer`]'s fraction does not apply: it goes from 0 to 1.
 ///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::measure_curves};
+///
+/// let found = measure_curves(&mut CpuEngine::new(), &capture, &request, Shard::new(0, 3)?, &mut ())?;
+/// let curve = &found.curves()?[0];
+/// // The whole cache loses nothing.
+/// assert_eq!(curve.error(capture.tokens), 0.0);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`plan_curves`] and [`compress`](super::compress()).
 pub fn measure_curves<E: Engine>(
@@ -162,6 +189,19 @@ pub(super) fn curves_by(
 
 /// What a shard's part would be, but for its pairs: by it that of an earlier run can be told to be the same.
 ///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{batch::Shard, solver::{Request, plan_part}};
+///
+/// assert_eq!(plan_part(&capture, &request, Shard::new(2, 3)?)?.heads().count(), 1);
+/// // Lengths are to be decided by all heads together.
+/// assert!(plan_part(&capture, &Request::default(), Shard::new(2, 3)?).is_err());
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`check`]; [`Error::Options`] where lengths are still to be decided.
 pub fn plan_part(capture: &Capture, request: &Request, shard: Shard) -> Result<Part> {
@@ -197,6 +237,21 @@ pub fn plan_part(capture: &Capture, request: &Request, shard: Shard) -> Result<P
 /// Compresses a shard's heads, to the same bits as [`compress`](super::compress()) would all of them. A shard without heads is fine, and
 /// its part holds none.
 ///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::compress_part};
+///
+/// let found = compress_part(&mut CpuEngine::new(), &capture, &request, Shard::new(0, 2)?, &mut ())?;
+/// let heads: Vec<_> = found.part.heads().collect();
+/// assert_eq!(heads, [(20, 0), (20, 2)]);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`plan_part`] and [`compress_recovering`](super::compress_recovering), which tries again where the machine fails, as this does.
 pub fn compress_part<E: Engine>(
@@ -206,21 +261,56 @@ pub fn compress_part<E: Engine>(
     shard: Shard,
     observer: &mut dyn Observer,
 ) -> Result<CompressedPart> {
-    part_by(
-        &mut Recovering::new(&mut Alone(engine), &mut Recovery::new(request.memory)),
-        capture,
-        request,
-        shard,
-        observer,
-    )
+    compress_part_from(engine, capture, request, shard, &mut Finished::default(), observer)
 }
 
-/// [`compress_part`] by whatever does the jobs.
+/// [`compress_part`], going on from what is finished of this shard already, as [`compress_from`](super::compress_from) does of a whole:
+/// the same bytes as without. Where it fails or is cancelled, `finished` has what is done, and may be given again.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request { at_once: Some(1), ..kvsculpt::solver::Request::default() };
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::{Finished, Observer, compress_part, compress_part_from}};
+///
+/// struct UntilOne;
+/// impl Observer for UntilOne {
+///     fn progress(&mut self, finished: usize, _heads: usize, _fraction: f64) -> bool {
+///         finished == 0
+///     }
+/// }
+/// let (mut engine, mut finished, shard) = (CpuEngine::new(), Finished::default(), Shard::new(0, 2)?);
+/// assert!(compress_part_from(&mut engine, &capture, &request, shard, &mut finished, &mut UntilOne).is_err());
+/// assert_eq!(finished.heads.len(), 1);
+/// let resumed = compress_part_from(&mut engine, &capture, &request, shard, &mut finished, &mut ())?;
+/// assert_eq!(resumed.part, compress_part(&mut engine, &capture, &request, shard, &mut ())?.part);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`compress_part`]; [`Error::Shape`] where what is finished is not of this capture, request and shard, as far as its sizes show it.
+pub fn compress_part_from<E: Engine>(
+    engine: &mut E,
+    capture: &Capture,
+    request: &Request,
+    shard: Shard,
+    finished: &mut Finished,
+    observer: &mut dyn Observer,
+) -> Result<CompressedPart> {
+    let mut recovery = Recovery::new(request.memory);
+    part_by(&mut Recovering::new(&mut Alone(engine), &mut recovery), capture, request, shard, finished, observer)
+}
+
+/// [`compress_part_from`] by whatever does the jobs.
 pub(super) fn part_by(
     hands: &mut dyn Hands,
     capture: &Capture,
     request: &Request,
     shard: Shard,
+    finished: &mut Finished,
     observer: &mut dyn Observer,
 ) -> Result<CompressedPart> {
     let mut found = CompressedPart {
@@ -236,10 +326,9 @@ pub(super) fn part_by(
     if heads == 0 {
         return Ok(found);
     }
-    let mut finished = Finished::default();
-    let mut course = Course::new(hands, &supply, &mut finished, observer);
+    let mut course = Course::new(hands, &supply, finished, observer);
     let started = Instant::now();
-    let plan = plan(&mut course, request)?;
+    let plan = decided(&mut course, request)?;
     found.timings.budgets = started.elapsed().as_secs_f64();
     course.begin_fits(plan::measures(request, supply.chunks.len()));
     let outcomes = fit(&mut course, request, &plan.free, &mut found.timings)?;
@@ -248,9 +337,10 @@ pub(super) fn part_by(
         .into_iter()
         .map(|index| empty(capture, request, index))
         .collect::<Result<Vec<CompressedLayer>>>()?;
-    finished.take(&supply, &plan.free, &mut layers)?;
     let report = |outcome: &Outcome| serde_json::to_string(outcome).map_err(|error| Error::file(&capture.path, format!("report: {error}")));
     found.part.about.reports = outcomes.iter().map(report).collect::<Result<_>>()?;
+    // Nothing may fail from here on: what is finished would be lost.
+    finished.take(&supply, &plan.free, &mut layers)?;
     let some = |layer: &CompressedLayer| !layer.lengths.is_empty();
     found.part.layers = layers.into_iter().filter(some).collect();
     found.outcomes = outcomes;

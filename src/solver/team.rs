@@ -110,18 +110,19 @@ impl<'a> Team<'a> {
         self.at_work(request, |crew| curves_by(crew, capture, request, shard, observer))
     }
 
-    /// [`compress_part`](super::compress_part) by all of them.
+    /// [`compress_part_from`](super::compress_part_from) by all of them.
     ///
     /// # Errors
-    /// As [`compress_part`](super::compress_part) and [`Team::compress`].
+    /// As [`compress_part_from`](super::compress_part_from) and [`Team::compress`].
     pub fn compress_part(
         &mut self,
         capture: &Capture,
         request: &Request,
         shard: Shard,
+        finished: &mut Finished,
         observer: &mut dyn Observer,
     ) -> Result<CompressedPart> {
-        self.at_work(request, |crew| part_by(crew, capture, request, shard, observer))
+        self.at_work(request, |crew| part_by(crew, capture, request, shard, finished, observer))
     }
 
     /// [`estimate`](super::estimate) for all of them: bytes of the host together, of the device the most that one of them needs.

@@ -224,3 +224,16 @@ fn other_engines_files_are_looked_at() {
         assert!(said.contains(words), "{said} lacks {words}");
     }
 }
+
+#[test]
+fn inspect_tells_of_which_model_queries_are_known() {
+    let (workplace, _) = with_statistics(&numbered());
+    let told = go(&workplace, &["inspect", "@statistics", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(succeeded(&told)).expect("JSON");
+    assert_eq!((&told["format"], &told["kv_heads"]), (&"kv-query-statistics".into(), &2.into()));
+    assert_eq!(told["layers"], serde_json::json!([0, 1]));
+    let told = go(&workplace, &["inspect", "@statistics"]);
+    for word in ["kv-query-statistics", "0, 1 of 2 KV heads", "qwen2", "half"] {
+        assert!(succeeded(&told).contains(word), "{} lacks {word}", text(&told.stdout));
+    }
+}

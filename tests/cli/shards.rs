@@ -339,3 +339,116 @@ fn what_cannot_be_sharded_or_allocated_is_refused() {
     fs::write(workplace.path("c.json"), "{\"format\":\"kv-curves\",\"version\":2}").expect("written");
     refused(&allocate(&["c.json"], &[]), 3, &["c.json", "version"]);
 }
+
+/// Another engine's cache, whose queries are guessed on each machine anew.
+#[test]
+fn an_mlx_cache_with_guessed_queries_is_made_in_shards_too() {
+    let workplace = Workplace::new(LAYER);
+    let made = [
+        "--layers",
+        "2",
+        "--kv-heads",
+        "2",
+        "--dim",
+        "16",
+        "--tokens",
+        "160",
+        "--dtype",
+        "f32",
+    ];
+    did(&workplace, &[&["generate", "-o", "made.safetensors"], &made[..]].concat());
+    let convert = [
+        "convert",
+        "made.safetensors",
+        "capture.safetensors",
+        "--to",
+        "mlx",
+        "--architecture",
+        "llama",
+    ];
+    did(&workplace, &convert);
+    assert!(did(&workplace, &["inspect", "capture.safetensors"]).contains("mlx-lm prompt cache"));
+    let guessed = ["--queries", "keys"];
+    let options = [&guessed[..], &["--method", "select-fit", "--keep", "0.3", "--chunk", "48"]].concat();
+    let one = whole(&workplace, &options);
+    for count in [2, 3] {
+        allocated(&workplace, count, &options, &[]);
+        assert!(
+            merged(&workplace, count, &[&BUDGETS[..], &guessed].concat()) == one,
+            "{count} shards"
+        );
+    }
+}
+
+#[test]
+fn lengths_are_told_as_json_too() {
+    let workplace = Workplace::new(&capture().bytes());
+    allocated(&workplace, 2, &["--keep", "0.4"], &[]);
+    let curves = names("curves", 2);
+    let told = did(&workplace, &with(&["allocate"], &curves, &["-o", "again.json", "--json"]));
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!((&told["tokens"], &told["heads"]), (&96.into(), &4.into()));
+    let written = kvsculpt::budget::Budgets::read(&workplace.path("again.json")).expect("budgets");
+    assert_eq!(told["pairs"], written.total());
+    assert_eq!(told["layers"]["5"][1], written.length(5, 1).expect("a length"));
+    assert_eq!(told["options"]["keep"], 0.4);
+    assert!((told["kept"].as_f64().expect("a share") - 0.4).abs() < 0.01);
+    // `inspect` tells the same of the file.
+    let file = did(&workplace, &["inspect", "again.json", "--json"]);
+    let file: serde_json::Value = serde_json::from_str(&file).expect("JSON");
+    assert_eq!((&file["format"], &file["layers"]), (&"kv-budgets".into(), &told["layers"]));
+}
+
+#[test]
+fn inspect_tells_of_curves_parts_and_budgets() {
+    let workplace = Workplace::new(&capture().bytes());
+    allocated(&workplace, 2, &["--keep", "0.4", "--chunk", "24"], &[]);
+    merged(&workplace, 2, &BUDGETS);
+    let json = |file: &str| -> serde_json::Value { serde_json::from_str(&did(&workplace, &["inspect", file, "--json"])).expect("JSON") };
+    let of = |kind: &str| names(kind, 2).remove(1);
+
+    let set = kvsculpt::solver::CurveSet::read(&workplace.path(&of("curves"))).expect("curves");
+    let found = json(&of("curves"));
+    assert_eq!((&found["format"], &found["shard"]), (&"kv-curves".into(), &"1/2".into()));
+    let heads = found["heads"].as_array().expect("heads");
+    assert_eq!(heads.len(), set.heads().len());
+    for (head, curve) in heads.iter().zip(set.curves().expect("curves")) {
+        assert_eq!((&head["layer"], &head["head"]), (&curve.layer.into(), &curve.head.into()));
+        assert_eq!(
+            (&head["lengths"][0], &head["lengths"][1]),
+            (&curve.points[0].length.into(), &96.into())
+        );
+        let most = curve.points.iter().map(|point| point.error).fold(0.0, f64::max);
+        assert_eq!(head["errors"][1], most);
+        assert!(head["errors"][0].as_f64().is_some_and(|least| least > 0.0 && least < most));
+    }
+    let told = did(&workplace, &["inspect", &of("curves")]);
+    for word in ["kv-curves", "1/2", "kvsculpt", "0.4", "errors"] {
+        assert!(told.contains(word), "{told} lacks {word}");
+    }
+
+    let part = kvsculpt::cache::Part::read(&workplace.path(&of("part"))).expect("a part");
+    let found = json(&of("part"));
+    assert_eq!((&found["format"], &found["shard"]), (&"kv-part".into(), &"1/2".into()));
+    let layers = found["layers"].as_array().expect("layers").iter();
+    let heads = layers.flat_map(|layer| {
+        let heads = layer["heads"].as_array().expect("heads");
+        heads.iter().map(|head| (layer["layer"].as_u64(), head["head"].as_u64()))
+    });
+    let wanted = part.heads().map(|(layer, head)| (Some(layer as u64), Some(head as u64)));
+    assert_eq!(heads.collect::<Vec<_>>(), wanted.collect::<Vec<_>>());
+    assert_eq!(found["made"]["heads"].as_array().map(Vec::len), Some(part.heads().count()));
+    let told = did(&workplace, &["inspect", &of("part")]);
+    for word in ["kv-part", "1/2", "select-fit", "probe rows"] {
+        assert!(told.contains(word), "{told} lacks {word}");
+    }
+
+    let told = did(&workplace, &["inspect", "budgets.json"]);
+    for word in ["kv-budgets", "sinks", "sha256:", "96 a head"] {
+        assert!(told.contains(word), "{told} lacks {word}");
+    }
+    fs::write(workplace.path("other.json"), "{\"format\": \"kv-budgets\", \"version\": 9}").expect("written");
+    refused(&start(&workplace, &["inspect", "other.json"]), 3, &["other.json", "version"]);
+    fs::write(workplace.path("other.json"), "{\"format\": \"something\"}").expect("written");
+    refused(&start(&workplace, &["inspect", "other.json"]), 3, &["other.json", "no cache"]);
+}

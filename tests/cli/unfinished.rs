@@ -249,3 +249,44 @@ fn a_full_disk_leaves_no_output_and_keeps_what_fits() {
     resumed(&place.run(&again));
     assert!(fs::read(place.output()).expect("the output") == wanted);
 }
+
+/// A job runner starts a part that was killed again as it did first.
+#[test]
+fn a_part_that_is_killed_goes_on_by_itself_with_the_same_bytes() {
+    // Two of the three heads, of which one is finished by then.
+    let first = [&LONG[..], &["--shard", "0/2"]].concat();
+    let (wanted, _) = Place::wanted(&first);
+    let place = Place::new();
+    let mut child = place.start_until_a_head_is_finished(&first);
+    child.kill().expect("killed");
+    child.wait().expect("its end");
+    assert!(!place.output().exists());
+    let second = place.run(&[&LONG[..], &["--shard", "1/2", "--resume"]].concat());
+    refused(&second, 3, &["part 0/2", "part 1/2", "--restart"]);
+    let left = fs::read(place.journal()).expect("the journal");
+    for again in [&[][..], &["--resume"]] {
+        fs::write(place.journal(), &left).expect("as it was left");
+        resumed(&place.run(&[&first[..], again].concat()));
+        assert!(fs::read(place.output()).expect("the part") == wanted, "{again:?}");
+        assert!(!place.journal().exists());
+        fs::remove_file(place.output()).expect("removed");
+    }
+    // What is of other heads is nothing to go on from.
+    fs::write(place.journal(), &left).expect("as it was left");
+    let second = [&LONG[..], &["--shard", "1/2"]].concat();
+    succeeded(&place.run(&second));
+    assert!(fs::read(place.output()).expect("the part") == Place::wanted(&second).0);
+}
+
+#[test]
+fn a_run_on_guessed_queries_goes_on_with_the_same_guesses() {
+    let guessed = [&LONG[..], &["--queries", "keys", "--method", "kvsculpt"]].concat();
+    let (wanted, _) = Place::wanted(&guessed);
+    let place = Place::new();
+    let mut child = place.start_until_a_head_is_finished(&guessed);
+    child.kill().expect("killed");
+    child.wait().expect("its end");
+    refused(&place.run(&[&LONG[..], &["--resume"]].concat()), 3, &["other queries", "--restart"]);
+    resumed(&place.run(&[&guessed[..], &["--resume"]].concat()));
+    assert!(fs::read(place.output()).expect("the output") == wanted);
+}

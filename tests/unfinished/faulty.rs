@@ -1,6 +1,8 @@
 //! An engine that fails when it is told to.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvsculpt::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History};
 use kvsculpt::{Error, Result};
@@ -10,6 +12,8 @@ pub(crate) struct Faulty<E> {
     engine: E,
     pub(crate) operations: u64,
     pub(crate) lost_at: Vec<u64>,
+    /// Set from outside, it loses the device at the next operation.
+    pub(crate) pull: Arc<AtomicBool>,
     pub(crate) room: usize,
     /// Arrays that were refused.
     pub(crate) refused: u64,
@@ -28,6 +32,7 @@ impl<E: Engine> Faulty<E> {
             engine,
             operations: 0,
             lost_at: Vec::new(),
+            pull: Arc::default(),
             room: usize::MAX,
             refused: 0,
             reopened: 0,
@@ -38,7 +43,7 @@ impl<E: Engine> Faulty<E> {
     }
 
     fn operation(&mut self) -> Result<()> {
-        self.is_lost |= self.lost_at.contains(&self.operations);
+        self.is_lost |= self.lost_at.contains(&self.operations) | self.pull.swap(false, Ordering::Relaxed);
         self.operations += 1;
         // Nothing works any more on a device that is gone.
         if self.is_lost {

@@ -1,8 +1,9 @@
-//! `cargo xtask api`: the library's public items, set beside those that were written down at last.
+//! `cargo xtask api`: the library's public items, set beside those that were written down at last; and whether each shows an example.
 //!
 //! What is gone or changed breaks applications and needs a new minor version (a major one from 1.0 on); what is new does not. Either is to be
 //! seen in a review, so the list is in the repository and a change of it is a change of a file.
 
+use crate::examples;
 use crate::workspace::{Workspace, expect_success};
 use anyhow::{Context, Result, bail};
 use public_api::PublicApi;
@@ -60,12 +61,21 @@ pub(crate) fn run(workspace: &Workspace, write: bool) -> Result<()> {
         "--output-format=json",
     ];
     expect_success(workspace.cargo(&arguments).env("RUSTDOC", program).env(STAND_IN, "1"))?;
-    let found = items(&workspace.target.join("doc/kvsculpt.json"))?;
+    let json = workspace.target.join("doc/kvsculpt.json");
+    let found = items(&json)?;
     if write {
         fs::write(&path, format!("{COMPILER}{compiler}\n{}\n", found.join("\n")))
             .with_context(|| format!("{} cannot be written", path.display()))?;
         eprintln!("xtask: {} public items are in {LIST}", found.len());
         return Ok(());
+    }
+    let (unshown, looked_at) = examples::missing(&json)?;
+    if !unshown.is_empty() {
+        bail!(
+            "{} of {looked_at} public items lack an example in their docs, which CONTRIBUTING.md asks for:\n{}",
+            unshown.len(),
+            unshown.join("\n")
+        );
     }
     let text = read(&path)?;
     let written: Vec<String> = text.lines().filter(|line| !line.starts_with(COMPILER)).map(str::to_owned).collect();

@@ -3,6 +3,7 @@
 mod adapter;
 mod api;
 mod driver;
+mod examples;
 mod lavapipe;
 mod lint;
 mod model;
@@ -23,7 +24,8 @@ Usage: cargo xtask CHORE
   model [NAME]         only fetch the models of tests and measurements into target/models: smollm2 (98 MB; the default), qwen (491 MB), all
   driver               only bring the driver and say how to start a program on it
   lint                 rustfmt, clippy and rustdoc, warnings being errors
-  api [--write]        compare the library's public items with docs/public-api.txt; --write puts them there
+  api [--write]        compare the library's public items with docs/public-api.txt, and name those whose docs show no example;
+                       --write puts them there
   help                 this text
 
 KVSCULPT_DRIVER=system    use what the machine has, ask no questions

@@ -1,17 +1,19 @@
 //! `kvsculpt allocate`: every head's length, by the error curves of all.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kvsculpt::Result;
 use kvsculpt::budget::length_table;
 use kvsculpt::options::Target;
 use kvsculpt::solver::{CurveSet, allocate};
+use serde::Serialize;
 
 use crate::arguments::replace;
+use crate::inspect::LengthFacts;
 use crate::lengths::{ScopeKind, TargetArguments, WeightArguments};
 use crate::shards::check_apart;
-use crate::{Talk, print};
+use crate::{Talk, print, print_json};
 
 /// Decide every head's length by the error curves of all parts.
 ///
@@ -36,6 +38,17 @@ pub(crate) struct Arguments {
     page: Option<usize>,
     #[command(flatten)]
     weights: WeightArguments,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// The object of `--json`.
+#[derive(Debug, Serialize)]
+struct Allocated<'a> {
+    output: &'a Path,
+    #[serde(flatten)]
+    lengths: LengthFacts,
 }
 
 pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
@@ -55,5 +68,11 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     }
     let budgets = allocate(&curves, &options, arguments.weights.read()?.as_ref())?;
     budgets.write(&arguments.output)?;
+    if arguments.json {
+        return print_json(&Allocated {
+            output: &arguments.output,
+            lengths: LengthFacts::of(&budgets),
+        });
+    }
     print(&format!("{}\nbudgets  {}\n", length_table(&budgets), arguments.output.display()))
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use kvsculpt::batch::Shard;
 use kvsculpt::cache::{Compressed, Dtype, write_whole};
 use kvsculpt::formats::{Format, Target};
-use kvsculpt::journal::Journal;
+use kvsculpt::journal::{Journal, Origin};
 use kvsculpt::machine::{Machine, Measured};
 use kvsculpt::solver::{Compression, Request, check};
 use kvsculpt::{Error, Result};
@@ -66,9 +66,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Machine")]
     memory: Option<u64>,
     /// Compress only this part of the heads, counted from 0, e.g. 0/4; `kvsculpt merge` puts the parts together. Where the output is
-    /// there already and the same, nothing is done
+    /// there already and the same, nothing is done; where it was interrupted, it goes on, with or without --resume
     #[arg(long, value_name = "PART/PARTS", value_parser = Shard::from_str, help_heading = "Several machines",
-        conflicts_with_all = ["report", "timings", "dry_run", "save_budgets", "to", "resume", "restart"])]
+        conflicts_with_all = ["report", "timings", "dry_run", "save_budgets", "to"])]
     shard: Option<Shard>,
     /// Compress the part even if the output is there and the same
     #[arg(long, requires = "shard", help_heading = "Several machines")]
@@ -112,7 +112,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
             json: arguments.json,
             talk,
         };
-        return shards::compress(capture, &request, &piece, &arguments.engine);
+        return shards::compress(capture, &request, &piece, arguments.unfinished, &arguments.engine);
     }
     let mut machine = engine::open(&arguments.engine, talk)?;
     let output = match &arguments.output {
@@ -124,8 +124,9 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
         machine.enable_timings();
     }
     let progress = Progress::new(talk, request.decided());
-    let work = (capture, &request);
-    let (mut finished, mut unfinished) = unfinished::open(arguments.unfinished, output, work, &machine, (talk, progress))?;
+    let origin = Origin::new(capture, &request, &machine.name())?;
+    let existing = arguments.unfinished.existing();
+    let (mut finished, mut unfinished) = unfinished::open(existing, output, &origin, (talk, progress))?;
     let made = machine.compress_from(capture, &request, &mut finished, &mut unfinished);
     unfinished.finish();
     match made.and_then(|made| write(arguments, (output, &target), &machine, &request, &made, started)) {

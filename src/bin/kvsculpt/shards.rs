@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use kvsculpt::batch::Shard;
 use kvsculpt::cache::{Capture, Part};
+use kvsculpt::journal::Origin;
 use kvsculpt::solver::{Outcome, Request, plan_part};
 use kvsculpt::{Error, Result};
 use serde::Serialize;
@@ -12,6 +13,7 @@ use serde::Serialize;
 use crate::arguments::EngineArguments;
 use crate::progress::{Progress, duration};
 use crate::report::{Means, size};
+use crate::unfinished::{self, UnfinishedArguments};
 use crate::{Talk, engine, print, print_json};
 
 /// A piece of the work and the file it goes to.
@@ -86,8 +88,14 @@ impl Piece<'_> {
     }
 }
 
-/// Compresses a shard of the heads into a part.
-pub(crate) fn compress(capture: &Capture, request: &Request, piece: &Piece<'_>, machine: &EngineArguments) -> Result<()> {
+/// Compresses a shard of the heads into a part, from where an interrupted run left it.
+pub(crate) fn compress(
+    capture: &Capture,
+    request: &Request,
+    piece: &Piece<'_>,
+    left: UnfinishedArguments,
+    machine: &EngineArguments,
+) -> Result<()> {
     let started = Instant::now();
     let planned = plan_part(capture, request, piece.shard)?;
     if let Some(part) = piece.earlier(Part::read, |part| part.is_like(&planned)) {
@@ -98,10 +106,23 @@ pub(crate) fn compress(capture: &Capture, request: &Request, piece: &Piece<'_>, 
         return piece.tell("part", 0, false, &[], started, "");
     }
     let mut machine = engine::open(machine, piece.talk)?;
-    let mut progress = Progress::new(piece.talk, request.decided());
-    let found = machine.compress_part(capture, request, piece.shard, &mut progress)?;
-    progress.finish();
-    let bytes = found.part.write(piece.path)?;
+    let origin = Origin::new(capture, request, &machine.name())?.of_shard(piece.shard);
+    let existing = left.existing_of_piece(piece.force);
+    let progress = Progress::new(piece.talk, request.decided());
+    let (mut finished, mut unfinished) = unfinished::open(existing, piece.path, &origin, (piece.talk, progress))?;
+    let found = machine.compress_part_from(capture, request, piece.shard, &mut finished, &mut unfinished);
+    unfinished.finish();
+    let written = found.and_then(|found| Ok((found.part.write(piece.path)?, found)));
+    let (bytes, found) = match written {
+        Ok(written) => {
+            unfinished.remove()?;
+            written
+        }
+        Err(error) => {
+            unfinished.leave(&error);
+            return Err(error);
+        }
+    };
     let means = Means::of(&found.outcomes);
     let error = means.result.probe.or(means.result.validation);
     let error = error.map_or_else(String::new, |errors| format!(", mean error {:.2e}", errors.merged));

@@ -3,10 +3,8 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use kvsculpt::cache::Capture;
 use kvsculpt::journal::{Existing, Journal, Origin};
-use kvsculpt::machine::Machine;
-use kvsculpt::solver::{Finished, FinishedHead, Lengths, Observer, Request};
+use kvsculpt::solver::{Finished, FinishedHead, Lengths, Observer};
 use kvsculpt::{Error, Result};
 
 use crate::Talk;
@@ -25,11 +23,22 @@ pub(crate) struct UnfinishedArguments {
 }
 
 impl UnfinishedArguments {
-    fn existing(self) -> Existing {
+    /// Of a whole output: who says neither is asked.
+    pub(crate) fn existing(self) -> Existing {
+        self.or(Existing::Refuse)
+    }
+
+    /// Of a piece, which a job runner starts again as it was started first: it goes on by itself. What is done anew has nothing to go on
+    /// from.
+    pub(crate) fn existing_of_piece(self, anew: bool) -> Existing {
+        self.or(if anew { Existing::Restart } else { Existing::Adopt })
+    }
+
+    fn or(self, unsaid: Existing) -> Existing {
         match (self.resume, self.restart) {
             (true, _) => Existing::Resume,
             (_, true) => Existing::Restart,
-            _ => Existing::Refuse,
+            _ => unsaid,
         }
     }
 }
@@ -51,14 +60,12 @@ pub(crate) struct Unfinished {
 
 /// What an interrupted run left, and where the next is kept.
 pub(crate) fn open(
-    arguments: UnfinishedArguments,
+    existing: Existing,
     output: &Path,
-    (capture, request): (&Capture, &Request),
-    machine: &Machine,
+    origin: &Origin,
     (talk, progress): (Talk, Progress),
 ) -> Result<(Finished, Unfinished)> {
     let path = Journal::path_of(output);
-    let origin = Origin::new(capture, request, &machine.name())?;
     let interrupt = Interrupt::listen();
     let mut unfinished = Unfinished {
         journal: None,
@@ -70,7 +77,7 @@ pub(crate) fn open(
         has_any: false,
         gave_up: false,
     };
-    let opened = match Journal::open(&unfinished.path, &origin, arguments.existing()) {
+    let opened = match Journal::open(&unfinished.path, origin, existing) {
         Ok(opened) => opened,
         // The output may still fit, or be elsewhere by then.
         Err(error @ Error::Write { .. }) => {

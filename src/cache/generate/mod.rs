@@ -59,6 +59,23 @@ const MOST_LAYERS: usize = 4096;
 /// assert_eq!((capture.tokens, capture.shape(0)?.query_heads), (64, 2));
 /// # Ok::<(), kvsculpt::Error>(())
 /// ```
+///
+/// ```
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// use kvsculpt::{Error, cache::{Capture, Dtype, Generator}};
+///
+/// let mut generator = Generator::default();
+/// (generator.layers, generator.kv_heads, generator.group, generator.dim) = (1, 1, 2, 16);
+/// (generator.tokens, generator.probes) = (64, 8);
+/// // Keys, values, queries and probes.
+/// assert_eq!(generator.bytes(Dtype::F16), Some(2 * 16 * (64 + 64 + 2 * 64 + 2 * 8)));
+/// let path = folder.path().join("made-up.safetensors");
+/// generator.write(&path, Dtype::F16, &mut |share| assert!(share <= 1.0))?;
+/// assert_eq!(Capture::open(&path)?.tokens, 64);
+/// generator.dim = 3;
+/// assert!(matches!(generator.validate(), Err(Error::Options { .. })));
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Generator {

@@ -22,6 +22,17 @@ const ALIKE: [&str; 5] = ["rope_theta", "rope_dim", "rope_scaling", "rope_pairin
 /// at all: the same bytes for the same captures in the same order. Layers are those that all captures have; `told` hears which part
 /// of the work is done. Probe queries are not looked at. Returns the file's bytes.
 ///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// use kvsculpt::cache::{QueryStatistics, gather};
+///
+/// let path = folder.path().join("statistics.safetensors");
+/// gather(&[capture], &path, &mut |share| print!("\r{:.0} %", 100.0 * share))?;
+/// assert_eq!(QueryStatistics::open(&path)?.layers, [20]);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::File`]: a capture without the context's queries, or of another model; a file that cannot be read or written.
 pub fn gather(captures: &[Capture], path: &Path, told: &mut dyn FnMut(f64)) -> Result<u64> {

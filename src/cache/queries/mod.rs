@@ -23,6 +23,13 @@ const FIRST: usize = 4;
 const GUESSED_GROUP: usize = 4;
 
 /// Where the queries come from that a cache is fitted to.
+///
+/// ```
+/// use kvsculpt::cache::QuerySource;
+///
+/// assert_eq!(QuerySource::default().words(), "real");
+/// assert_eq!(QuerySource::Keys.words(), "guessed from keys");
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum QuerySource {
@@ -60,7 +67,7 @@ impl Capture {
     ///
     /// ```
     /// # #[cfg(feature = "cpu")] {
-    /// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../../tests/data/smollm2-layer20.safetensors"))?;
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
     /// use kvsculpt::cache::QuerySource;
     ///
     /// // As if it had no queries: better than nothing, and far from its own.

@@ -43,6 +43,22 @@ struct Sizes {
 }
 
 /// An open file of query statistics: its header is read and checked, numbers are read as they are needed.
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let folder = tempfile::tempdir().map_err(|error| kvsculpt::Error::Panicked(error.to_string()))?;
+/// # let path = folder.path().join("statistics.safetensors");
+/// # kvsculpt::cache::gather(std::slice::from_ref(&capture), &path, &mut |_| {})?;
+/// use std::sync::Arc;
+/// use kvsculpt::cache::{QuerySource, QueryStatistics};
+///
+/// let statistics = QueryStatistics::open(&path)?;
+/// assert_eq!(QueryStatistics::from_bytes("in memory", std::fs::read(&path).unwrap())?.digest()?, statistics.digest()?);
+/// // For a cache of the same model that has no queries.
+/// let drawn = capture.with_queries(QuerySource::Statistics(Arc::new(statistics)), 0)?;
+/// assert_eq!(drawn.queries(), "drawn from statistics");
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct QueryStatistics {
     /// The file, or the name that stands for it.

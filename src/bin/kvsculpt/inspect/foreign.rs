@@ -24,6 +24,7 @@ pub(super) fn of_cache(path: &Path, cache: &Cache) -> Result<Inspection> {
         file: path.to_owned(),
         bytes: file_bytes(path)?,
         format: cache.format.to_string(),
+        shard: None,
         tokens: Some(cache.tokens),
         next_position: cache.layers.first().map(|layer| layer.next_position),
         scale: None,

@@ -1,6 +1,7 @@
 //! `kvsculpt inspect`: what a file holds.
 
 mod foreign;
+mod pieces;
 mod statistics;
 mod text;
 
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kvsculpt::budget::Budgets;
-use kvsculpt::cache::{Capture, Compressed, CompressedLayer, Dtype, Layer, Pairing};
+use kvsculpt::cache::{Capture, Compressed, CompressedLayer, Dtype, Layer, Pairing, Part};
 use kvsculpt::formats::{Cache, Format, detect};
 use kvsculpt::{Error, Result};
 use serde::Serialize;
@@ -16,13 +17,15 @@ use serde::Serialize;
 use crate::formats::KnownArguments;
 use crate::made::Made;
 use crate::{Talk, print, print_json};
+pub(crate) use pieces::LengthFacts;
 use statistics::{Attention, Numbers, attention, numbers};
 
-/// Tell what a capture, a compressed cache or another engine's cache holds.
+/// Tell what a capture, a compressed cache or another engine's cache holds; or error curves, a part, budgets or query statistics.
 ///
 /// Shapes, dtypes and bytes; by layer the ranges and norms of keys and values, the attention on the first and the newest pairs, and
 /// channels that stand out; of a cache without queries the size of the first values instead, which is small where attention rests on
-/// them; of a compressed cache each head's length, by what method it was made, and what came of it.
+/// them; of a compressed cache or a part of one each head's length, by what method it was made, and what came of it. Of curves the range of
+/// lengths and errors, of budgets the lengths.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The file to look at
@@ -41,6 +44,9 @@ struct Inspection {
     /// Bytes of the whole file.
     bytes: u64,
     format: String,
+    /// Which part of the heads it has, where it is a part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shard: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,15 +110,26 @@ struct HeadFacts {
 
 pub(crate) fn run(arguments: &Arguments, _talk: Talk) -> Result<()> {
     let path = &arguments.file;
+    let format = pieces::format(path);
+    if let Some(piece) = pieces::of(path, format.as_deref())? {
+        return if arguments.json { print_json(&piece) } else { print(&piece.text()) };
+    }
+    if format.as_deref() == Some(pieces::PART) {
+        return tell(&of_part(path, &Part::read(path)?)?, arguments.json);
+    }
     let found = match detect(path)? {
         Format::Capture => of_capture(path, &Capture::open(path)?)?,
         Format::Compressed => of_compressed(path, &Compressed::read(path)?)?,
         _ => foreign::of_cache(path, &Cache::open(path, &arguments.known.known()?)?)?,
     };
-    if arguments.json {
-        return print_json(&found);
+    tell(&found, arguments.json)
+}
+
+fn tell(found: &Inspection, json: bool) -> Result<()> {
+    if json {
+        return print_json(found);
     }
-    print(&text::text(&found))
+    print(&text::text(found))
 }
 
 /// Bytes of the file itself.
@@ -130,6 +147,7 @@ fn of_capture(path: &Path, capture: &Capture) -> Result<Inspection> {
         file: path.to_owned(),
         bytes: file_bytes(path)?,
         format: "kv-capture".to_owned(),
+        shard: None,
         tokens: Some(capture.tokens),
         next_position: Some(capture.next_position),
         scale: Some(capture.scale),
@@ -186,6 +204,7 @@ fn of_compressed(path: &Path, compressed: &Compressed) -> Result<Inspection> {
         file: path.to_owned(),
         bytes: file_bytes(path)?,
         format: "kv-compressed".to_owned(),
+        shard: None,
         tokens,
         next_position: compressed.next_position().ok(),
         scale: number("softmax_scale"),
@@ -196,6 +215,19 @@ fn of_compressed(path: &Path, compressed: &Compressed) -> Result<Inspection> {
         // Of a file whose lengths and tokens disagree there is no picture.
         budgets: tokens.and_then(|tokens| Budgets::new(tokens, lengths.collect()).ok()),
     })
+}
+
+/// A part is looked at as what it has of the whole.
+fn of_part(path: &Path, part: &Part) -> Result<Inspection> {
+    let mut found = of_compressed(path, &part.alone())?;
+    (found.format, found.shard) = (pieces::PART.to_owned(), Some(part.shard()?.to_string()));
+    // Lengths by layer would take its heads for the first ones.
+    found.budgets = None;
+    let heads = found.layers.iter_mut().flat_map(|layer| &mut layer.heads);
+    for (facts, (_, head)) in heads.zip(part.heads()) {
+        facts.head = head;
+    }
+    Ok(found)
 }
 
 fn stored(layer: &CompressedLayer) -> LayerFacts {

@@ -32,7 +32,7 @@ pub(super) fn text(found: &Inspection) -> String {
 }
 
 /// A line of the summary: what it is, and what it comes to.
-fn line(text: &mut String, what: &str, value: &str) {
+pub(super) fn line(text: &mut String, what: &str, value: &str) {
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{what:9} {value}");
 }
@@ -42,6 +42,10 @@ fn head(found: &Inspection) -> String {
     let stored: u64 = found.layers.iter().map(|layer| layer.bytes).sum();
     line(&mut text, "file", &format!("{} ({})", found.file.display(), size(found.bytes)));
     line(&mut text, "format", &found.format);
+    if let Some(shard) = &found.shard {
+        let heads: usize = found.layers.iter().map(|layer| layer.heads.len()).sum();
+        line(&mut text, "part", &format!("{shard}, of which these are the {heads} heads"));
+    }
     line(&mut text, "stored", &format!("{} of keys and values", size(stored)));
     if let (Some(tokens), Some(next)) = (found.tokens, found.next_position) {
         line(&mut text, "tokens", &format!("{tokens}; the next has position {next}"));
