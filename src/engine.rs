@@ -240,6 +240,12 @@ pub struct Evaluated<'a, A> {
 }
 
 /// What has gone to a device and come back, counted where it happens: tables count too, and compact arrays as they are stored.
+/// ```
+/// use kvsculpt::engine::Exchange;
+///
+/// let exchange = Exchange { reads: 2, bytes_read: 128, ..Exchange::default() };
+/// assert_eq!(exchange.bytes_read / exchange.reads, 64);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Exchange {
     /// Portions of work handed over.
@@ -533,14 +539,50 @@ pub trait Engine {
     }
 
     /// What has gone to the device and come back so far; nothing where the engine has none of its own. A fresh device begins anew.
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::{Engine, Exchange}};
+    ///
+    /// // The CPU engine's arrays are where the program's are.
+    /// assert_eq!(CpuEngine::new().exchanged(), Exchange::default());
+    /// # }
+    /// ```
     fn exchanged(&self) -> Exchange {
         Exchange::default()
     }
 
     /// A round of key steps begins. An engine that is watched counts what it takes, up to where it ends; others need not listen.
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::Engine, timed::Timed};
+    ///
+    /// let mut engine = CpuEngine::new();
+    /// let mut watched = Timed::new(&mut engine);
+    /// watched.round_begins();
+    /// let array = watched.upload("trial", &[1.0, 2.0])?;
+    /// watched.round_ends();
+    /// let rounds = watched.traffic().rounds;
+    /// assert_eq!((rounds.count, rounds.all.writes, rounds.all.bytes_written), (1, 1, 8));
+    /// # drop(array);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     fn round_begins(&mut self) {}
 
     /// The round that began last has ended.
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::Engine, timed::Timed};
+    ///
+    /// let mut engine = CpuEngine::new();
+    /// let mut watched = Timed::new(&mut engine);
+    /// for _ in 0..3 {
+    ///     watched.round_begins();
+    ///     watched.round_ends();
+    /// }
+    /// assert_eq!(watched.traffic().rounds.count, 3);
+    /// # }
+    /// ```
     fn round_ends(&mut self) {}
 
     /// `target ← source` for the pairs of the table's heads, `width` floats a pair.

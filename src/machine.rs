@@ -30,7 +30,8 @@ use crate::gpu::{AdapterSummary, Gpu, Selection, chosen};
 use crate::kernels::GpuEngine;
 use crate::self_test::{Check, self_test};
 use crate::solver::{
-    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part_from, estimate, judge, measure_curves,
+    CompressedPart, Compression, CurveSet, Estimate, Finished, Observer, Request, Worth, compress_part_from, estimate, judge,
+    measure_curves,
 };
 use crate::{Error, Options, Result};
 

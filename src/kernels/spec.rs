@@ -51,6 +51,12 @@ impl Machine {
 
     /// How sums over a head's rows are cut. A GPU has room for thousands of lanes, which few heads of some hundred pairs do not fill; a
     /// software driver would only write and read more sums.
+    /// ```
+    /// use kvsculpt::kernels::Machine;
+    ///
+    /// let gpu = Machine { software: false, subgroups: true };
+    /// assert_eq!(gpu.row_blocks().of(2048), 16);
+    /// ```
     #[must_use]
     pub fn row_blocks(self) -> RowBlocks {
         let (least_rows, most) = if self.software { (512, 8) } else { (128, 32) };
@@ -59,6 +65,12 @@ impl Machine {
 }
 
 /// How a head's rows are cut into blocks, where sums over them are; part of a result's bits.
+/// ```
+/// use kvsculpt::kernels::RowBlocks;
+///
+/// let blocks = RowBlocks { least_rows: 128, most: 32 };
+/// assert_eq!([1, 128, 129, 1_000_000].map(|rows| blocks.of(rows)), [1, 1, 2, 32]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct RowBlocks {
     /// The fewest rows in a block.

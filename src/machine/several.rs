@@ -21,6 +21,16 @@ const CPU: &str = "cpu";
 ///
 /// # Errors
 /// As [`choose`]; [`Error::Options`] where nothing is between two commas, or `cpu` is named and the preference is for a GPU.
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// use kvsculpt::{gpu::Selection, machine::{Preference, choose_several}};
+///
+/// let twice = Selection { adapter: Some("cpu,cpu".to_owned()), ..Selection::default() };
+/// let choices = choose_several(Preference::Auto, &twice)?;
+/// assert!(choices.len() == 2 && choices.iter().all(|choice| choice.adapter.is_none()));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 pub fn choose_several(preference: Preference, selection: &Selection) -> Result<Vec<Choice>> {
     let list = selection.adapter.as_deref().unwrap_or_default();
     let is_cpu = |name: &str| name.eq_ignore_ascii_case(CPU);
@@ -51,6 +61,24 @@ pub fn choose_several(preference: Preference, selection: &Selection) -> Result<V
 }
 
 /// Machines that share the heads of a compression; see [`Team`].
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.method = kvsculpt::options::Method::Select;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use std::num::NonZeroU32;
+/// use kvsculpt::{cpu::CpuEngine, machine::Machine};
+///
+/// let one = || (Machine::Cpu(CpuEngine::new()), NonZeroU32::MIN);
+/// let mut machine = Machine::several(vec![one(), one()])?;
+/// let short = machine.compress(&capture, &request, &mut ())?;
+/// assert_eq!(short.outcomes.len(), 3);
+/// assert!(matches!(machine, Machine::Several(_)));
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Several {
     machines: Vec<(Machine, NonZeroU32)>,
@@ -61,6 +89,19 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::Options`] where there is no machine, or one is several itself.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use std::num::NonZeroU32;
+    /// use kvsculpt::{cpu::CpuEngine, machine::Machine};
+    ///
+    /// let one = || (Machine::Cpu(CpuEngine::new()), NonZeroU32::MIN);
+    /// assert!(matches!(Machine::several(vec![one()])?, Machine::Cpu(_)));
+    /// assert!(matches!(Machine::several(vec![one(), one()])?, Machine::Several(_)));
+    /// assert!(Machine::several(Vec::new()).is_err());
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     pub fn several(mut machines: Vec<(Self, NonZeroU32)>) -> Result<Self> {
         if machines.iter().any(|(machine, _)| matches!(machine, Self::Several(_))) {
             return Err(Error::option(
@@ -82,6 +123,23 @@ impl Machine {
     ///
     /// # Errors
     /// As [`division`].
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use std::num::NonZeroU32;
+    /// use kvsculpt::{cpu::CpuEngine, machine::Machine};
+    ///
+    /// let one = || (Machine::Cpu(CpuEngine::new()), NonZeroU32::MIN);
+    /// let machine = Machine::several(vec![one(), one()])?;
+    /// let heads: Vec<usize> = machine.division(&capture, &request)?.into_iter().map(|(_, heads)| heads).collect();
+    /// assert_eq!(heads, [2, 1]);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     pub fn division(&self, capture: &Capture, request: &Request) -> Result<Vec<(String, usize)>> {
         let machines: Vec<(&Self, NonZeroU32)> = match self {
             Self::Several(several) => several.machines.iter().map(|(machine, share)| (machine, *share)).collect(),

@@ -301,7 +301,14 @@ pub fn compress_part_from<E: Engine>(
     observer: &mut dyn Observer,
 ) -> Result<CompressedPart> {
     let mut recovery = Recovery::new(request.memory);
-    part_by(&mut Recovering::new(&mut Alone(engine), &mut recovery), capture, request, shard, finished, observer)
+    part_by(
+        &mut Recovering::new(&mut Alone(engine), &mut recovery),
+        capture,
+        request,
+        shard,
+        finished,
+        observer,
+    )
 }
 
 /// [`compress_part_from`] by whatever does the jobs.

@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 ///
 /// ```
 /// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::from_bytes("the bundled cache", include_bytes!("../../tests/data/smollm2-layer20.safetensors"))?;
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
 /// use kvsculpt::{cpu::CpuEngine, solver::{Finished, Request, Team, compress}};
 ///
 /// let mut request = Request::default();
@@ -77,6 +77,23 @@ impl<'a> Team<'a> {
 
     /// With one machine more, whose part of the heads is as this share to all shares. For machines of different speeds; the shares are
     /// among what decides which machine a head goes to, and so the last bits where machines differ in kind.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use std::num::NonZeroU32;
+    /// use kvsculpt::{cpu::CpuEngine, solver::Team};
+    ///
+    /// let (mut one, mut other) = (CpuEngine::new(), CpuEngine::new());
+    /// let twice = NonZeroU32::MIN.saturating_add(1);
+    /// let team = Team::new().with_share(&mut one, twice).with(&mut other);
+    /// assert_eq!(team.division(&capture, &request)?[0].len(), 2);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     #[must_use]
     pub fn with_share<E: Engine + Send>(mut self, engine: &'a mut E, share: NonZeroU32) -> Self {
         self.members.push(Member {
@@ -106,6 +123,21 @@ impl<'a> Team<'a> {
     ///
     /// # Errors
     /// As [`measure_curves`](super::measure_curves) and [`Team::compress`].
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::{Team, measure_curves}};
+    ///
+    /// let (mut one, mut other) = (CpuEngine::new(), CpuEngine::new());
+    /// let alone = measure_curves(&mut one, &capture, &request, Shard::new(0, 1)?, &mut ())?;
+    /// let mut team = Team::new().with(&mut one).with(&mut other);
+    /// assert_eq!(team.measure_curves(&capture, &request, Shard::new(0, 1)?, &mut ())?, alone);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     pub fn measure_curves(&mut self, capture: &Capture, request: &Request, shard: Shard, observer: &mut dyn Observer) -> Result<CurveSet> {
         self.at_work(request, |crew| curves_by(crew, capture, request, shard, observer))
     }
@@ -114,6 +146,22 @@ impl<'a> Team<'a> {
     ///
     /// # Errors
     /// As [`compress_part_from`](super::compress_part_from) and [`Team::compress`].
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use kvsculpt::{batch::Shard, cpu::CpuEngine, solver::{Finished, Team}};
+    ///
+    /// let (mut one, mut other) = (CpuEngine::new(), CpuEngine::new());
+    /// let mut team = Team::new().with(&mut one).with(&mut other);
+    /// let found = team.compress_part(&capture, &request, Shard::new(0, 2)?, &mut Finished::default(), &mut ())?;
+    /// assert_eq!(found.outcomes.len(), 2);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     pub fn compress_part(
         &mut self,
         capture: &Capture,
@@ -129,6 +177,22 @@ impl<'a> Team<'a> {
     ///
     /// # Errors
     /// As [`estimate`](super::estimate).
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use kvsculpt::{cpu::CpuEngine, solver::{Team, estimate}};
+    ///
+    /// let (mut one, mut other) = (CpuEngine::new(), CpuEngine::new());
+    /// let alone = estimate(&one, &capture, &request)?;
+    /// let together = Team::new().with(&mut one).with(&mut other).estimate(&capture, &request)?;
+    /// assert!(together.batches >= alone.batches);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     pub fn estimate(&self, capture: &Capture, request: &Request) -> Result<Estimate> {
         let sizes = self
             .members
@@ -141,6 +205,21 @@ impl<'a> Team<'a> {
     ///
     /// # Errors
     /// As [`check`].
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// # request.options.budget = kvsculpt::options::Scope::Uniform;
+    /// use kvsculpt::{cpu::CpuEngine, solver::Team};
+    ///
+    /// let (mut one, mut other) = (CpuEngine::new(), CpuEngine::new());
+    /// let team = Team::new().with(&mut one).with(&mut other);
+    /// assert_eq!(team.division(&capture, &request)?, [vec![(20, 0), (20, 2)], vec![(20, 1)]]);
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
     pub fn division(&self, capture: &Capture, request: &Request) -> Result<Vec<Vec<(usize, usize)>>> {
         division(capture, request, &self.shares())
     }
@@ -167,6 +246,16 @@ impl<'a> Team<'a> {
 ///
 /// # Errors
 /// As [`check`].
+///
+/// ```
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// use std::num::NonZeroU32;
+/// use kvsculpt::solver::{Request, division};
+///
+/// let parts = division(&capture, &Request::default(), &[NonZeroU32::MIN; 3])?;
+/// assert_eq!(parts, [[(20, 0)], [(20, 1)], [(20, 2)]]);
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 pub fn division(capture: &Capture, request: &Request, shares: &[NonZeroU32]) -> Result<Vec<Vec<(usize, usize)>>> {
     let split = check(capture, request)?;
     let supply = Supply::new(capture, request, &chosen_layers(capture, request)?, split)?;

@@ -8,6 +8,24 @@ use crate::engine::Exchange;
 
 /// What went to the machine and came back in the rounds of key steps: in one, every head of a batch that is not at rest takes a step and
 /// is evaluated once. On a GPU it is counted where it happens, tables too.
+///
+/// ```
+/// # #[cfg(feature = "cpu")] {
+/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+/// # let mut request = kvsculpt::solver::Request::default();
+/// # request.options.steps = 1;
+/// # request.options.budget = kvsculpt::options::Scope::Uniform;
+/// use kvsculpt::{cpu::CpuEngine, solver::compress, timed::Timed};
+///
+/// let mut engine = CpuEngine::new();
+/// let mut watched = Timed::new(&mut engine);
+/// compress(&mut watched, &capture, &request, &mut ())?;
+/// let rounds = watched.traffic().rounds;
+/// assert!(rounds.count > 0 && rounds.most.reads == 1);
+/// println!("{rounds}");
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Rounds {

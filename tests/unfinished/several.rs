@@ -63,7 +63,9 @@ fn parts_and_curves_of_several_machines_are_those_of_one() {
     );
     request.options.budget = kvsculpt::options::Scope::Uniform;
     let part = compress_part(&mut CpuEngine::new(), &capture, &request, shard, &mut ()).unwrap();
-    let found = team(&mut engines).compress_part(&capture, &request, shard, &mut Finished::default(), &mut ()).unwrap();
+    let found = team(&mut engines)
+        .compress_part(&capture, &request, shard, &mut Finished::default(), &mut ())
+        .unwrap();
     assert_eq!((found.part, found.outcomes), (part.part, part.outcomes));
 }
 
