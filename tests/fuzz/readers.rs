@@ -144,20 +144,29 @@ pub(crate) fn statistics(bytes: &[u8]) -> bool {
 /// What is finished of an output.
 pub(crate) fn journal(bytes: &[u8]) -> bool {
     let path = written("journal", bytes);
-    Journal::open(&path, &origin(), Existing::Resume).is_ok_and(|opened| !opened.finished.heads.is_empty())
+    Journal::open(&path.0, &origin(), Existing::Resume).is_ok_and(|opened| !opened.finished.heads.is_empty())
 }
 
 /// A model's `config.json`.
 pub(crate) fn configuration(bytes: &[u8]) -> bool {
     let path = written("configuration", bytes);
-    Known::default().add_configuration(&path).is_ok()
+    Known::default().add_configuration(&path.0).is_ok()
 }
 
-/// A file of these bytes, the process's own.
-fn written(kind: &str, bytes: &[u8]) -> PathBuf {
+/// A file of the process's own, gone when this is.
+struct Written(PathBuf);
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A file of these bytes.
+fn written(kind: &str, bytes: &[u8]) -> Written {
     let path = std::env::temp_dir().join(format!("kvsculpt-fuzz-{kind}-{}", std::process::id()));
     std::fs::write(&path, bytes).unwrap();
-    path
+    Written(path)
 }
 
 /// Two layers of two heads over a few tokens.
