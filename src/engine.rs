@@ -260,6 +260,19 @@ pub struct Exchange {
     pub bytes_written: u64,
 }
 
+impl Exchange {
+    /// Each count of this and of another, put together.
+    pub(crate) fn with(self, other: Self, of: fn(u64, u64) -> u64) -> Self {
+        Self {
+            submissions: of(self.submissions, other.submissions),
+            reads: of(self.reads, other.reads),
+            bytes_read: of(self.bytes_read, other.bytes_read),
+            writes: of(self.writes, other.writes),
+            bytes_written: of(self.bytes_written, other.bytes_written),
+        }
+    }
+}
+
 /// What a machine must be able to do so that the method runs on it.
 ///
 /// The order of calls is the order of effects. An engine may defer work until [`Engine::read`]; errors of

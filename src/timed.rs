@@ -288,13 +288,7 @@ impl<E: Engine> Engine for Timed<'_, E> {
         self.engine.round_ends();
         let now = self.so_far();
         if let Some(before) = self.round.take() {
-            self.traffic.rounds.push(Exchange {
-                submissions: now.submissions - before.submissions,
-                reads: now.reads - before.reads,
-                bytes_read: now.bytes_read - before.bytes_read,
-                writes: now.writes - before.writes,
-                bytes_written: now.bytes_written - before.bytes_written,
-            });
+            self.traffic.rounds.push(now.with(before, |now, before| now - before));
         }
     }
 

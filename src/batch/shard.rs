@@ -1,10 +1,10 @@
 //! Which heads go to which of several machines.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
+use super::deal;
 use crate::error::{Error, Result};
 
 /// One of so many parts of all heads, counted from 0 as Slurm's array tasks and Kubernetes' indexed jobs are.
@@ -65,23 +65,10 @@ impl Shard {
     /// in turn, so that every part gets some of early and of late layers. Every head is in exactly one part; a part may have none.
     #[must_use]
     pub fn members(self, costs: &[u64]) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..costs.len()).collect();
-        // Stable, so that equal costs stay in their order.
-        order.sort_by_key(|&head| Reverse(costs[head]));
         // Parts beyond the number of heads get none.
         let parts = self.count.min(costs.len());
-        let mut loads: BinaryHeap<Reverse<(u128, usize)>> = (0..parts).map(|part| Reverse((0, part))).collect();
-        let mut members = Vec::new();
-        for head in order {
-            let Some(Reverse((load, part))) = loads.pop() else { break };
-            // A head that costs nothing counts still, or all such heads would go to one part.
-            loads.push(Reverse((load + u128::from(costs[head].max(1)), part)));
-            if part == self.index {
-                members.push(head);
-            }
-        }
-        members.sort_unstable();
-        members
+        let dealt = deal(costs, &vec![NonZeroU32::MIN; parts]);
+        dealt.into_iter().nth(self.index).unwrap_or_default()
     }
 }
 

@@ -50,15 +50,8 @@ impl Rounds {
     /// Adds the rounds of another machine.
     pub(super) fn add(&mut self, other: &Self) {
         self.count += other.count;
-        let both = |one: &Exchange, other: &Exchange, of: fn(u64, u64) -> u64| Exchange {
-            submissions: of(one.submissions, other.submissions),
-            reads: of(one.reads, other.reads),
-            bytes_read: of(one.bytes_read, other.bytes_read),
-            writes: of(one.writes, other.writes),
-            bytes_written: of(one.bytes_written, other.bytes_written),
-        };
-        self.all = both(&self.all, &other.all, |one, other| one + other);
-        self.most = both(&self.most, &other.most, u64::max);
+        self.all = self.all.with(other.all, |one, other| one + other);
+        self.most = self.most.with(other.most, u64::max);
     }
 }
 

@@ -27,7 +27,10 @@ pub(crate) fn choices(arguments: &EngineArguments) -> Result<Vec<Choice>> {
 
 /// Opens them; says on standard error where the CPU engine takes over unasked.
 pub(crate) fn open(arguments: &EngineArguments, talk: Talk) -> Result<Machine> {
-    let choices = choices(arguments)?;
+    opened(&choices(arguments)?, arguments, talk)
+}
+
+fn opened(choices: &[Choice], arguments: &EngineArguments, talk: Talk) -> Result<Machine> {
     for notice in choices.iter().filter_map(|choice| choice.notice.as_ref()) {
         if !talk.quiet {
             // A closed standard error is no reason to stop.
@@ -41,11 +44,12 @@ pub(crate) fn open(arguments: &EngineArguments, talk: Talk) -> Result<Machine> {
 
 /// [`open`] for work that is not shared.
 pub(crate) fn open_one(arguments: &EngineArguments, talk: Talk) -> Result<Machine> {
-    if choices(arguments)?.len() > 1 {
+    let choices = choices(arguments)?;
+    if choices.len() > 1 {
         return Err(Error::Options {
             option: "--adapter",
             reason: "names several, and this work is not shared; name one".into(),
         });
     }
-    open(arguments, talk)
+    opened(&choices, arguments, talk)
 }
