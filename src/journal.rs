@@ -46,6 +46,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::batch::Shard;
 use crate::cache::{Capture, hexadecimal, unreadable, unwritable};
+use crate::options::Target;
 use crate::solver::{Finished, FinishedHead, Lengths, Observer, Outcome, Request};
 use crate::{Error, Result};
 
@@ -106,12 +107,17 @@ impl Origin {
     pub fn new(capture: &Capture, request: &Request, machine: &str) -> Result<Self> {
         let options = serde_json::to_string(&request.options)
             .map_err(|error| Error::file(&capture.path, format!("options cannot be written down: {error}")))?;
+        // Lengths depend on what is written only where its bytes count.
+        let written_as = request
+            .written_as
+            .filter(|_| matches!(request.options.target, Some(Target::Bytes(_))));
         // The metadata say how a capture's numbers are to be understood, and which queries stand in for its own.
         let rest = format!(
             "{:?}",
             (
                 &request.layers,
                 request.dtype,
+                written_as,
                 &request.budgets,
                 &request.weights,
                 &capture.metadata
@@ -157,7 +163,7 @@ impl Origin {
         } else if self.options != wanted.options {
             Some(format!("other options ({})", differing(&self.options, &wanted.options)))
         } else if self.rest != wanted.rest {
-            Some("other layers, another dtype, other queries or facts about the capture, or other files of budgets or sensitivities".into())
+            Some("other layers, another dtype or format, other queries or facts about the capture, or other files of budgets or sensitivities".into())
         } else if self.shard != wanted.shard {
             let part = |of: &Self| {
                 of.shard

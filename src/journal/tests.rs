@@ -4,6 +4,7 @@ use std::fs;
 
 use super::*;
 use crate::cache::{Dtype, Generator};
+use crate::formats::Format;
 use crate::solver::{Errors, Judged, Stop};
 
 fn capture() -> Capture {
@@ -185,6 +186,15 @@ fn a_journal_of_something_else_is_refused_by_what_differs() {
     let message = refused(&mine, Existing::Refuse);
     assert!(message.contains("3 heads") && message.contains("--resume"), "{message}");
     assert_eq!(fs::read(&path).unwrap(), before, "who is refused changes nothing");
+    // What is written decides lengths only where its bytes count.
+    let of = |bytes: Option<u64>, format: Option<Format>| {
+        origin(|request| {
+            request.options.target = bytes.map(crate::options::Target::Bytes);
+            request.written_as = format.map(crate::formats::Target::new);
+        })
+    };
+    assert_eq!(of(None, Some(Format::HuggingFace)), mine);
+    assert_ne!(of(Some(1 << 20), Some(Format::HuggingFace)), of(Some(1 << 20), None));
     // Memory decides no byte.
     let request = origin(|request| request.memory = Some(1 << 20));
     assert!(Journal::open(&path, &request, Existing::Resume).is_ok());
