@@ -159,6 +159,9 @@ pub struct Options {
     pub recent_rows: Option<usize>,
     /// Training rows a query head drawn uniformly from the whole context and turned to the positions that follow.
     pub context_rows: usize,
+    /// Over how many of the positions that follow they are spread, the newest soonest: about as many as tokens will be made with the
+    /// short cache. Beyond them errors grow. `None`: each has a position of its own, the oldest soonest, as published.
+    pub horizon: Option<usize>,
     /// Rows a query head, of the same two kinds and in the same proportion, that are held out of every fit; by them the
     /// best of select, select-fit and every refit is returned by the method `kvsculpt`. 0: the last iterate is returned, as published.
     pub validation_rows: usize,
@@ -247,6 +250,9 @@ pub enum Allocator {
 /// The smallest chunk that is of use, in tokens.
 const LEAST_CHUNK: usize = 16;
 
+/// More positions than any model has.
+const MOST_HORIZON: usize = 1 << 24;
+
 impl Options {
     /// Whether free pairs have a bias: where it is asked for and the method fits anything.
     ///
@@ -292,6 +298,7 @@ impl Options {
             history: 100,
             recent_rows: None,
             context_rows: 128,
+            horizon: None,
             validation_rows: 0,
             tolerance: 0.0,
             mass_weight: Strength::Absolute(1.0),
@@ -376,6 +383,16 @@ impl Options {
         if !(self.tolerance.is_finite() && self.tolerance >= 0.0) {
             return Err(Error::option("--tolerance", format!("{} is not zero or more", self.tolerance)));
         }
+        if let Some(horizon) = self.horizon
+            && !(1..=MOST_HORIZON).contains(&horizon)
+        {
+            return Err(Error::option(
+                "--horizon",
+                format!(
+                    "{horizon} positions are not from 1 to {MOST_HORIZON}; give about as many as tokens will be made with the short cache"
+                ),
+            ));
+        }
         if (1..LEAST_CHUNK).contains(&self.chunk) {
             return Err(Error::option(
                 "--chunk",
@@ -402,7 +419,7 @@ impl Options {
 
 impl Default for Options {
     /// What measurements on probe rows favour (`benches/QUALITY.md`): a strong ridge toward the seed's values, four times the
-    /// published context rows and half its newest ones, few steps, and validation rows that decide.
+    /// published context rows, spread over the next 256 positions, and half its newest ones, few steps, and validation rows that decide.
     fn default() -> Self {
         Self {
             ranking: Ranking::Effect,
@@ -413,6 +430,7 @@ impl Default for Options {
             history: 10,
             recent_rows: Some(128),
             context_rows: 512,
+            horizon: Some(256),
             validation_rows: 64,
             tolerance: 1e-3,
             mass_weight: Strength::Relative(0.25),

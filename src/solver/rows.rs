@@ -131,7 +131,8 @@ fn split_given(queries: &Queries, dim: usize, heads: std::ops::Range<usize>, opt
 /// The tokens and positions of training and validation rows, the same for every query head.
 ///
 /// Recent rows: the newest tokens at their own positions. Context rows: tokens spaced uniformly over the whole
-/// context, the i-th turned to position `next + i`. Of each kind an evenly spaced share is held out.
+/// context, turned to positions spread over the horizon, the newest soonest; without a horizon the i-th to position `next + i`. Of each
+/// kind an evenly spaced share is held out.
 fn draws(tokens: usize, next_position: usize, split: Split, options: &Options) -> (Vec<Draw>, Vec<Draw>) {
     let recent = options.recent_rows.unwrap_or(split.tail).min(tokens);
     let context = options.context_rows.min(tokens);
@@ -149,7 +150,7 @@ fn draws(tokens: usize, next_position: usize, split: Split, options: &Options) -
         } else {
             tokens - 1
         },
-        position: next_position + i,
+        position: next_position + options.horizon.map_or(i, |horizon| (context - 1 - i) * horizon / context),
     });
     let (mut training, mut validation) = (Vec::new(), Vec::new());
     deal(recent_draws, recent, held_recent, &mut training, &mut validation);
@@ -213,6 +214,33 @@ mod tests {
                 position: 2175
             }
         );
+    }
+
+    #[test]
+    fn context_rows_are_spread_over_the_horizon_the_newest_soonest() {
+        for (context, horizon) in [(8, 4), (4, 8), (512, 256), (1, 9)] {
+            let options = Options {
+                recent_rows: Some(0),
+                context_rows: context,
+                horizon: Some(horizon),
+                ..Options::published()
+            };
+            let (training, _) = draws(2048, 3000, split(0), &options);
+            assert_eq!(training.len(), context);
+            let newest = training.last().unwrap();
+            assert_eq!((newest.token, newest.position), (2047, 3000));
+            assert!(
+                training
+                    .windows(2)
+                    .all(|pair| pair[0].token < pair[1].token && pair[0].position >= pair[1].position)
+            );
+            // The last of them is within one row's share of the end.
+            let farthest = training[0].position - 3000;
+            assert!(
+                farthest < horizon && (farthest + 1) * context + horizon > horizon * context,
+                "{context} {horizon} {farthest}"
+            );
+        }
     }
 
     #[test]

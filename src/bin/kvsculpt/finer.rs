@@ -57,6 +57,11 @@ pub(crate) struct FinerArguments {
         |options| options.context_rows.to_string(),
     ))]
     context_rows: Option<usize>,
+    #[arg(long, value_name = "POSITIONS|rows", value_parser = horizon, help = with_presets(
+        "Spread them over so many positions, the newest soonest: about as many as tokens will be made; `rows`: one each, the oldest soonest",
+        |options| options.horizon.map_or_else(|| "rows".into(), |horizon| horizon.to_string()),
+    ))]
+    horizon: Option<Horizon>,
     #[arg(long, value_name = "ROWS|tail", value_parser = recent_rows, help = with_presets(
         "Training rows a query head at the newest positions; `tail`: as many as the tail is long",
         |options| options.recent_rows.map_or_else(|| "tail".into(), |rows| rows.to_string()),
@@ -104,6 +109,10 @@ pub(crate) struct FinerArguments {
 #[derive(Clone, Copy, Debug)]
 struct RecentRows(Option<usize>);
 
+/// Positions ahead that context rows are turned to, `None` for one each.
+#[derive(Clone, Copy, Debug)]
+struct Horizon(Option<usize>);
+
 impl FinerArguments {
     pub(crate) fn put_over(&self, options: &mut Options) {
         replace(&mut options.mass_weight, self.mass_weight);
@@ -124,6 +133,7 @@ impl FinerArguments {
             }),
         );
         replace(&mut options.context_rows, self.context_rows);
+        replace(&mut options.horizon, self.horizon.map(|horizon| horizon.0));
         replace(&mut options.recent_rows, self.recent_rows.map(|rows| rows.0));
         replace(&mut options.validation_rows, self.validation_rows);
         replace(&mut options.tolerance, self.tolerance);
@@ -152,6 +162,16 @@ fn recent_rows(text: &str) -> Result<RecentRows, String> {
             .parse()
             .map(|rows| RecentRows(Some(rows)))
             .map_err(|_| "neither a number of rows nor `tail`".into()),
+    }
+}
+
+fn horizon(text: &str) -> Result<Horizon, String> {
+    match text {
+        "rows" => Ok(Horizon(None)),
+        number => number
+            .parse()
+            .map(|positions| Horizon(Some(positions)))
+            .map_err(|_| "neither a number of positions nor `rows`".into()),
     }
 }
 
