@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use kvsculpt::engine::Dims;
-use kvsculpt::gpu::reflect;
+use kvsculpt::gpu::{Matrices, reflect};
 use kvsculpt::kernels::{Machine, Spec, WORKGROUP_BYTES, sources};
 
 /// What every device has: invocations in a workgroup, arrays bound, bytes of parameters.
@@ -13,9 +13,18 @@ const ARRAYS: usize = 8;
 const PARAMETER_BYTES: u32 = 128;
 
 fn machines() -> impl Iterator<Item = Machine> {
-    [false, true]
-        .into_iter()
-        .flat_map(|software| [false, true].map(|subgroups| Machine { software, subgroups }))
+    let plain = [false, true].into_iter().flat_map(|software| {
+        [false, true].map(|subgroups| Machine {
+            software,
+            subgroups,
+            matrices: None,
+        })
+    });
+    plain.chain([(8, 8), (8, 32), (16, 32), (16, 64)].map(|(side, subgroup)| Machine {
+        software: false,
+        subgroups: true,
+        matrices: Some(Matrices { side, subgroup }),
+    }))
 }
 
 fn specs() -> Vec<Spec> {
@@ -47,6 +56,10 @@ fn every_kernel_is_sound_in_every_specialisation() {
                     found.immediate_bytes
                 );
                 assert!(spec.subgroups || !found.uses_subgroups, "{kernel} uses subgroups");
+                assert!(
+                    spec.matrices.is_some() || !found.uses_matrices,
+                    "{kernel} uses cooperative matrices"
+                );
             }
         }
     }
@@ -59,6 +72,7 @@ fn arrays_read_come_before_arrays_written_and_heads_first() {
         Machine {
             software: false,
             subgroups: false,
+            matrices: None,
         },
     )
     .unwrap();
@@ -87,6 +101,7 @@ fn every_shader_file_is_tried() {
         "tiles",
         "tile_logits",
         "tile_weights",
+        "matrices",
         "share_one",
         "share_many",
     ];

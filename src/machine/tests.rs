@@ -70,6 +70,8 @@ mod cpu {
             workgroup_invocations: 0,
             half: false,
             subgroup: None,
+            matrix_shapes: Vec::new(),
+            matrices: None,
             lacks: lacks.map(str::to_owned),
         }
     }

@@ -35,6 +35,7 @@ fn gpu_as_another_machine() -> MutexGuard<'static, GpuEngine> {
         let other = Machine {
             software: !gpu.is_software(),
             subgroups: false,
+            matrices: None,
         };
         let mut engine = GpuEngine::as_machine(gpu, other)?;
         // So little that every head is a group of its own.

@@ -150,6 +150,7 @@ impl Adapter {
         let kind = Kind {
             software: summary.is_software,
             subgroups: summary.subgroup.is_some(),
+            matrices: None,
         };
         let specs = dims.iter().filter_map(|&dim| Spec::new(Dims { dim, value_dim: dim }, kind).ok());
         Self {
