@@ -33,21 +33,23 @@ fn block_column(block: u32) -> u32 {
     return 2u * SIDE * (block % 2u);
 }
 
+// Four neighbours of a term. Rounded by quantizeToF16, for a driver may take there and back by f16() for nothing at all, and then
+// nothing is left for `low`.
 fn split_left(term: u32, row: u32, factors: vec4<f32>) {
-    let high = vec4<f16>(factors);
-    let low = vec4<f16>(factors - vec4<f32>(high));
+    let high = quantizeToF16(factors);
+    let place = term * PITCH + row;
     for (var i = 0u; i < 4u; i++) {
-        left_high[term * PITCH + row + i] = high[i];
-        left_low[term * PITCH + row + i] = low[i];
+        left_high[place + i] = f16(high[i]);
+        left_low[place + i] = f16(factors[i] - high[i]);
     }
 }
 
 fn split_right(term: u32, column: u32, factors: vec4<f32>) {
-    let high = vec4<f16>(factors);
-    let low = vec4<f16>(factors - vec4<f32>(high));
+    let high = quantizeToF16(factors);
+    let place = term * PITCH + column;
     for (var i = 0u; i < 4u; i++) {
-        right_high[term * PITCH + column + i] = high[i];
-        right_low[term * PITCH + column + i] = low[i];
+        right_high[place + i] = f16(high[i]);
+        right_low[place + i] = f16(factors[i] - high[i]);
     }
 }
 

@@ -116,11 +116,11 @@ pub fn reflect(source: &Source, entry_point: &str) -> Result<Reflection> {
     Ok(reflection)
 }
 
-/// What a kernel may use.
+/// What a kernel may use: one of matrices rounds to half precision besides, as every device with them does.
 fn capabilities(source: &Source) -> Capabilities {
     let usual = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
     if source.has_matrices() {
-        usual | Capabilities::COOPERATIVE_MATRIX
+        usual | Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16_IN_FLOAT32
     } else {
         usual
     }

@@ -20,6 +20,39 @@ pub fn several_blocks<E: Engine>(engine: &mut E) {
     );
 }
 
+/// Weights as attention has them: none negative, few large in a row, and pairs that get a thousand times less than others, whose sums
+/// must not be lost beside theirs.
+pub fn weights_of_attention<E: Engine>(engine: &mut E) {
+    let mut batch = Batch::all((64, 64), &[(700, 130), (130, 65)]);
+    let table = batch.table(engine);
+    let mut numbers = batch.random(batch.weights(), 0.2);
+    let heads = batch.heads.clone();
+    for head in &heads {
+        let end = head.weights + head.rows * head.pairs;
+        for (place, weight) in numbers[head.weights as usize..end as usize].iter_mut().enumerate() {
+            let pair = place % head.pairs as usize;
+            *weight = weight.abs().powi(3) * 1e-3_f32.powi((pair % 3) as i32 / 2);
+        }
+    }
+    let array = engine.upload("weights", &numbers).unwrap();
+    let mut gram = engine.upload("gram", &poison(batch.squares())).unwrap();
+    engine.gram(&table, &array, 0..WEIGHT_ROWS, &mut gram).unwrap();
+    let actual = engine.read(&gram).unwrap();
+    for head in &heads {
+        let pairs = head.pairs as usize;
+        let expected = reference::gram(&wide(weights(head, &numbers)), pairs);
+        for row in 0..pairs {
+            for column in 0..=row {
+                // |G_ij| ≤ √(G_ii G_jj): each pair has its own scale.
+                let scale = (expected[row * pairs + row] * expected[column * pairs + column]).sqrt();
+                let bound = EPSILON * (f64::from(head.rows).sqrt() + 1.0) * scale;
+                let place = row * pairs + column..=row * pairs + column;
+                close("gram", head, &square(head, &actual)[place.clone()], &expected[place], SLACK * bound);
+            }
+        }
+    }
+}
+
 fn check<E: Engine>(engine: &mut E, mut batch: Batch) {
     let table = batch.table(engine);
     let blocks = Blocks::new(&mut batch);

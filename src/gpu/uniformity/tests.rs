@@ -84,3 +84,46 @@ fn a_barrier_in_a_called_function_is_found_where_it_stands() {
     let found = faults("if (lane < 3u) { out[0] = meet(lane); } out[1] = meet(lane);");
     assert!(found.len() == 1 && found[0].starts_with("fn meet"), "{found:?}");
 }
+
+/// A kernel on matrices; `block` is the subgroup's number.
+fn faults_of_matrices(body: &str) -> usize {
+    let text = format!(
+        "enable f16; enable wgpu_cooperative_matrix;
+alias Left = coop_mat8x8<f16, A>;
+alias Right = coop_mat8x8<f16, B>;
+alias Sums = coop_mat8x8<f32, C>;
+var<workgroup> factors: array<f16, 640>;
+var<workgroup> sums: array<f32, 640>;
+fn product(place: u32) -> Sums {{
+    return coopMultiplyAdd(coopLoad<Left>(&factors[place], 8u), coopLoadT<Right>(&factors[0], 8u), Sums());
+}}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) block: u32) {{
+{body}
+}}"
+    );
+    let module = parse_str(&text).unwrap_or_else(|error| panic!("{}", error.emit_to_string(&text)));
+    check(&module, &module.entry_points[0]).len()
+}
+
+#[test]
+fn matrices_are_for_whole_subgroups() {
+    for sound in [
+        "coopStoreT(product(64u * block), &sums[64u * block], 8u);",
+        "if block < 4u { coopStoreT(product(block), &sums[64u * group.x], 8u); } workgroupBarrier();",
+        "var sum = Sums(); for (var i = 0u; i < block; i++) { sum = sum + product(i); } coopStoreT(sum, &sums[0], 8u);",
+    ] {
+        assert_eq!(faults_of_matrices(sound), 0, "{sound}");
+    }
+    for (wrong, count) in [
+        ("if lane < 8u { let left = coopLoad<Left>(&factors[0], 8u); }", 1),
+        ("let left = coopLoad<Left>(&factors[lane], 8u);", 1),
+        ("let left = coopLoad<Left>(&factors[0], lane);", 1),
+        ("var sum = Sums(); if lane > 3u { return; } coopStoreT(sum, &sums[0], 8u);", 1),
+        ("if lane < 8u { let sum = product(0u); }", 3),
+        // Whole subgroups, but not all of the workgroup.
+        ("if block < 4u { workgroupBarrier(); }", 1),
+    ] {
+        assert_eq!(faults_of_matrices(wrong), count, "{wrong}");
+    }
+}
