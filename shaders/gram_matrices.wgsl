@@ -48,7 +48,7 @@ fn main(
         workgroupBarrier();
         // Subgroups beyond the fourth, where the driver makes them smaller than it may, only help with the slices.
         if block < BLOCKS {
-            for (var term = 0u; term < SLICE; term += SIDE) {
+            for (var term = 0u; term < min(SLICE, rows - start); term += SIDE) {
                 let upper = left_parts(term, block_row(block));
                 let lower = left_parts(term, block_row(block) + SIDE);
                 let near = right_parts(term, block_column(block));

@@ -30,7 +30,8 @@ pub(super) fn module(device: &Device, source: &Source) -> ShaderModule {
 pub(super) fn experimental_features() -> ExperimentalFeatures {
     // SAFETY: what is asked for is to know that such a feature may have bugs of wgpu's own that safe calls can hit, and to report
     // them. The user has been told so where the option is described, it is off unless asked for, and only `matrices.wgsl`
-    // uses it: it loads and stores matrices within its own workgroup memory, by places and strides that are constants but for
-    // the number of the subgroup, which is bounded, on ways that whole subgroups take, which `uniformity` checks.
+    // uses it: it loads and stores matrices within its own workgroup memory, at places made of constants, a counter that stays below
+    // one and the subgroup's number, which is compared with one before, and on ways that whole subgroups take, which
+    // `uniformity` checks.
     unsafe { ExperimentalFeatures::enabled() }
 }

@@ -140,8 +140,7 @@ macro_rules! checks_with_matrices {
 }
 
 checks_with_matrices! {
-    gram: ragged_batches, several_blocks, weights_of_attention;
-    value_fit: same_bits_again_and_alone;
+    gram: ragged_batches, several_blocks, weights_of_attention, same_bits_alone;
 }
 
 checks_as_another_machine! {
@@ -152,7 +151,7 @@ checks_as_another_machine! {
     weights: ragged_batches, a_later_block, hard_inputs;
     effects: ragged_batches, hard_inputs;
     evaluate: same_bits_again_and_alone;
-    gram: ragged_batches, several_blocks, weights_of_attention;
+    gram: ragged_batches, several_blocks, weights_of_attention, same_bits_alone;
     rhs: ragged_batches, several_blocks;
     cholesky: ragged_batches, not_positive, many_pairs;
     solve: ragged_batches, many_pairs;
@@ -170,7 +169,7 @@ checks! {
     key_gradient: ragged_batches, hard_inputs, many_rows;
     evaluate: ragged_batches, hard_inputs, same_bits_again_and_alone;
     weights: ragged_batches, a_later_block, hard_inputs;
-    gram: ragged_batches, several_blocks, weights_of_attention;
+    gram: ragged_batches, several_blocks, weights_of_attention, same_bits_alone;
     rhs: ragged_batches, several_blocks;
     cholesky: ragged_batches, not_positive, many_pairs;
     solve: ragged_batches, many_pairs;

@@ -4,7 +4,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use kvsculpt::Result;
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::engine::Engine as _;
-use kvsculpt::gpu::{AdapterSummary, adapters};
+use kvsculpt::gpu::{AdapterSummary, MatrixShape, adapters};
 use serde::Serialize;
 
 use crate::arguments::EngineArguments;
@@ -105,6 +105,7 @@ fn table(devices: &Devices) -> String {
         "driver",
         "f16",
         "subgroups",
+        "matrices",
         "largest array",
     ]);
     for adapter in &devices.adapters {
@@ -120,6 +121,7 @@ fn table(devices: &Devices) -> String {
             format!("{} {}", adapter.driver, adapter.driver_info).trim().to_owned(),
             if adapter.half { "yes" } else { "no" }.to_owned(),
             subgroups(adapter.subgroup),
+            listed(&adapter.matrix_shapes),
             size(adapter.max_array_bytes),
         ]);
     }
@@ -139,4 +141,13 @@ fn subgroups(sizes: Option<(u32, u32)>) -> String {
         Some((least, most)) if least == most => least.to_string(),
         Some((least, most)) => format!("{least}–{most}"),
     }
+}
+
+/// The shapes of cooperative matrices that an adapter has.
+pub(crate) fn listed(shapes: &[MatrixShape]) -> String {
+    if shapes.is_empty() {
+        return "no".to_owned();
+    }
+    let words: Vec<String> = shapes.iter().map(MatrixShape::to_string).collect();
+    words.join(", ")
 }
