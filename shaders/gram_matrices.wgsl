@@ -49,14 +49,20 @@ fn main(
         // Subgroups beyond the fourth, where the driver makes them smaller than it may, only help with the slices.
         if block < BLOCKS {
             for (var term = 0u; term < min(SLICE, rows - start); term += SIDE) {
-                let upper = left_parts(term, block_row(block));
-                let lower = left_parts(term, block_row(block) + SIDE);
-                let near = right_parts(term, block_column(block));
-                let far = right_parts(term, block_column(block) + SIDE);
-                a = more(a, upper, near);
-                b = more(b, upper, far);
-                c = more(c, lower, near);
-                d = more(d, lower, far);
+                let row = block_row(block);
+                let column = block_column(block);
+                let upper = high_left(term, row);
+                let upper_rest = low_left(term, row);
+                let lower = high_left(term, row + SIDE);
+                let lower_rest = low_left(term, row + SIDE);
+                let near = high_right(term, column);
+                let near_rest = low_right(term, column);
+                let far = high_right(term, column + SIDE);
+                let far_rest = low_right(term, column + SIDE);
+                a = more(a, upper, upper_rest, near, near_rest);
+                b = more(b, upper, upper_rest, far, far_rest);
+                c = more(c, lower, lower_rest, near, near_rest);
+                d = more(d, lower, lower_rest, far, far_rest);
             }
         }
     }

@@ -53,34 +53,29 @@ fn split_right(term: u32, column: u32, factors: vec4<f32>) {
     }
 }
 
-// Both parts of a matrix of factors.
-struct LeftParts {
-    high: Left,
-    low: Left,
-}
-
-struct RightParts {
-    high: Right,
-    low: Right,
-}
-
 // SIDE rows of SIDE terms. They lie term by term: column by column for the left factor, row by row (the T) for the right one.
-fn left_parts(term: u32, row: u32) -> LeftParts {
-    let place = term * PITCH + row;
-    return LeftParts(coopLoad<Left>(&left_high[place], PITCH), coopLoad<Left>(&left_low[place], PITCH));
+fn high_left(term: u32, row: u32) -> Left {
+    return coopLoad<Left>(&left_high[term * PITCH + row], PITCH);
 }
 
-fn right_parts(term: u32, column: u32) -> RightParts {
-    let place = term * PITCH + column;
-    return RightParts(coopLoadT<Right>(&right_high[place], PITCH), coopLoadT<Right>(&right_low[place], PITCH));
+fn low_left(term: u32, row: u32) -> Left {
+    return coopLoad<Left>(&left_low[term * PITCH + row], PITCH);
+}
+
+fn high_right(term: u32, column: u32) -> Right {
+    return coopLoadT<Right>(&right_high[term * PITCH + column], PITCH);
+}
+
+fn low_right(term: u32, column: u32) -> Right {
+    return coopLoadT<Right>(&right_low[term * PITCH + column], PITCH);
 }
 
 // The sums with SIDE terms more. These are summed by themselves, the small ones first, and then added: devices cut off what a running
 // sum cannot hold when they multiply, and round when they add.
-fn more(sums: Sums, left: LeftParts, right: RightParts) -> Sums {
-    var terms = coopMultiplyAdd(left.low, right.high, Sums());
-    terms = coopMultiplyAdd(left.high, right.low, terms);
-    terms = coopMultiplyAdd(left.high, right.high, terms);
+fn more(sums: Sums, left: Left, left_rest: Left, right: Right, right_rest: Right) -> Sums {
+    var terms = coopMultiplyAdd(left_rest, right, Sums());
+    terms = coopMultiplyAdd(left, right_rest, terms);
+    terms = coopMultiplyAdd(left, right, terms);
     return sums + terms;
 }
 
