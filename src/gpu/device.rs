@@ -45,6 +45,7 @@ pub(crate) struct Counts {
 /// }
 /// assert_eq!(gpu.has_half(), gpu.device().features().contains(Features::SHADER_F16));
 /// assert_eq!(gpu.subgroup().is_some(), gpu.device().features().contains(Features::SUBGROUP));
+/// assert!(gpu.matrices().is_none()); // which the selection would have to ask for
 ///
 /// let (numbers, rows) = (gpu.zeros("numbers", 2)?, gpu.upload_rows("rows", &[1_u32, 2])?);
 /// let keys = gpu.upload("keys", &[0.5, -0.5])?;

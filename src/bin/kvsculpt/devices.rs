@@ -4,7 +4,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use kvsculpt::Result;
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::engine::Engine as _;
-use kvsculpt::gpu::{AdapterSummary, MatrixShape, adapters};
+use kvsculpt::gpu::{AdapterSummary, Matrices, adapters};
 use serde::Serialize;
 
 use crate::arguments::EngineArguments;
@@ -121,7 +121,7 @@ fn table(devices: &Devices) -> String {
             format!("{} {}", adapter.driver, adapter.driver_info).trim().to_owned(),
             if adapter.half { "yes" } else { "no" }.to_owned(),
             subgroups(adapter.subgroup),
-            listed(&adapter.matrix_shapes),
+            matrices(adapter),
             size(adapter.max_array_bytes),
         ]);
     }
@@ -143,11 +143,11 @@ fn subgroups(sizes: Option<(u32, u32)>) -> String {
     }
 }
 
-/// The shapes of cooperative matrices that an adapter has.
-pub(crate) fn listed(shapes: &[MatrixShape]) -> String {
-    if shapes.is_empty() {
-        return "no".to_owned();
+/// The cooperative matrices that products can go by; `doctor` and --json tell of all.
+fn matrices(adapter: &AdapterSummary) -> String {
+    match adapter.matrices {
+        Some(Matrices { side, .. }) => format!("{side}×{side}"),
+        None if adapter.matrix_shapes.is_empty() => "no".to_owned(),
+        None => "others".to_owned(),
     }
-    let words: Vec<String> = shapes.iter().map(MatrixShape::to_string).collect();
-    words.join(", ")
 }

@@ -2,7 +2,7 @@
 
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::engine::Dims;
-use kvsculpt::gpu::{AdapterSummary, Matrices, Selection, adapters};
+use kvsculpt::gpu::{AdapterSummary, Matrices, MatrixShape, Selection, adapters};
 use kvsculpt::kernels::{Machine as Kind, Spec};
 use kvsculpt::machine::{Choice, Machine, Preference, choose};
 use kvsculpt::self_test::{ALLOWED, Check};
@@ -10,7 +10,6 @@ use kvsculpt::{Error, Result};
 use serde::Serialize;
 
 use crate::arguments::EngineArguments;
-use crate::devices::listed;
 use crate::report::size;
 use crate::table::Body;
 use crate::{Talk, engine, print, print_json};
@@ -195,7 +194,8 @@ impl Adapter {
                 Some(Matrices { side, .. }) => format!("products can go by {side}×{side} (--cooperative-matrices)"),
                 None => "none that products can go by".to_owned(),
             };
-            text += &format!("  cooperative matrices {}; {use_of}\n", listed(matrix_shapes));
+            let shapes: Vec<String> = matrix_shapes.iter().map(MatrixShape::to_string).collect();
+            text += &format!("  cooperative matrices {}; {use_of}\n", shapes.join(", "));
         }
         if let Some(lacks) = lacks {
             return text + &format!("  cannot be used: {lacks}\n");
