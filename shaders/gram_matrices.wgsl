@@ -3,8 +3,7 @@
 // Lower triangle only.
 // Grid: x: tiles of columns, y: tiles of rows of G, z: heads.  Twin: reference/gram.rs
 
-// Weights are at most 1, up to rounding; scaled so, factors up to 3.99 are finite, and the parts of a weight hold all of its bits
-// from 2⁻¹⁶ on.
+// Weights are at most 1, up to rounding. Scaled so they are finite up to 3.99, and split without loss to speak of from 2⁻¹⁶ on.
 const WEIGHT_SCALE: f32 = 16384.0;
 
 struct Params {

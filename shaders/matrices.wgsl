@@ -2,9 +2,10 @@
 // 4 × 4 matrices of sums, each of its first four subgroups a block of 2 × 2 of them.
 //
 // A matrix multiplies half precision and adds in single precision. Each factor x is split into x ≈ high + low, both of half
-// precision, and  x y ≈ high high + high low + low high:  what is left out is below 2⁻²² of x y, where single precision rounds by
-// 2⁻²⁴. The caller scales factors so that the largest lie well below 65504, the largest number of half precision, and close enough
-// to it: `low` is exact for factors above 2⁻² and off by at most 2⁻²⁵ for smaller ones.
+// precision, and  x y ≈ high high + high low + low high:  what is left out is at most 2⁻²² of x y, where single precision rounds by
+// 2⁻²⁴. The caller scales factors so that the largest lie below 65504, the largest number of half precision, and not far: both
+// parts together are off by at most 2⁻²³ of a factor above 2⁻², and by 2⁻²⁵ of smaller ones (2⁻¹⁴ where a device takes the smallest
+// numbers of half precision for 0).
 //
 // What is multiplied passes through workgroup memory in slices of SLICE terms: [term][row or column].
 
