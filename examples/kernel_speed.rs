@@ -1,4 +1,7 @@
 //! What each kernel costs at the size of a real layer; prints GFLOP/s. Not a test: numbers depend on the machine.
+//!
+//! Arguments, all of which may be left out from the end: channels, rows, pairs, heads, how the names of kernels begin, and `matrices` for
+//! products by cooperative matrices.
 
 use std::time::Instant;
 
@@ -9,7 +12,10 @@ use kvsculpt::kernels::GpuEngine;
 fn main() -> kvsculpt::Result<()> {
     let number = |place: usize, usual: u32| std::env::args().nth(place).and_then(|text| text.parse().ok()).unwrap_or(usual);
     let (dim, rows, pairs, count) = (number(1, 64), number(2, 2688), number(3, 358), number(4, 8));
-    let mut gpu = Gpu::open(&Selection::default())?;
+    let mut gpu = Gpu::open(&Selection {
+        cooperative_matrices: std::env::args().nth(6).is_some_and(|word| word == "matrices"),
+        ..Selection::default()
+    })?;
     gpu.enable_timings();
     let mut engine = GpuEngine::new(gpu)?;
     println!("{}: dim {dim}, {rows} rows, {pairs} pairs, {count} heads", engine.name());

@@ -1,4 +1,4 @@
-// For kernels that multiply with `weights`, A; with tiles.wgsl.
+// For kernels that multiply with `weights`, A; with tiles.wgsl or matrices.wgsl.
 
 // Four neighbours of a row of A, zeros beyond its ends.
 fn weights4(head: Head, rows: u32, row: u32, pair: u32) -> vec4<f32> {

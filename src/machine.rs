@@ -52,7 +52,8 @@ use measured::{Clock, since, watch};
 #[non_exhaustive]
 pub enum Preference {
     /// A GPU that can be used, else the CPU engine, which is faster than a software driver. Where an adapter or an interface
-    /// is named, by the [`Selection`] or by the variables it falls back to, that is meant, software driver or not.
+    /// is named, by the [`Selection`] or by the variables it falls back to, that is meant, software driver or not; so is an adapter where
+    /// cooperative matrices are asked for.
     /// Without feature `cpu` the same as [`Gpu`](Self::Gpu).
     #[default]
     Auto,
@@ -100,7 +101,7 @@ pub struct Choice {
 ///
 /// # Errors
 /// [`Error::NoAdapter`] with those there are, where a GPU is needed; [`Error::Options`] where the CPU engine is asked for
-/// together with an adapter or an interface; [`Error::Unsupported`] where it is asked for and feature `cpu` is off.
+/// together with an adapter, an interface or cooperative matrices; [`Error::Unsupported`] where it is asked for and feature `cpu` is off.
 pub fn choose(preference: Preference, selection: &Selection) -> Result<Choice> {
     match preference {
         Preference::Cpu if selection.adapter.is_some() => Err(Error::option(
@@ -111,6 +112,10 @@ pub fn choose(preference: Preference, selection: &Selection) -> Result<Choice> {
             "--backend",
             "names an interface to adapters, and `--engine cpu` uses none; leave out one of the two",
         )),
+        Preference::Cpu if selection.cooperative_matrices => Err(Error::option(
+            "--cooperative-matrices",
+            "is for adapters, and `--engine cpu` uses none; leave out one of the two",
+        )),
         Preference::Cpu if !cfg!(feature = "cpu") => Err(no_cpu_engine()),
         Preference::Cpu => Ok(Choice {
             adapter: None,
@@ -118,7 +123,7 @@ pub fn choose(preference: Preference, selection: &Selection) -> Result<Choice> {
             selection: selection.clone(),
         }),
         #[cfg(feature = "cpu")]
-        Preference::Auto if !names_adapter(selection) => automatic(selection),
+        Preference::Auto if !means_adapter(selection) => automatic(selection),
         Preference::Auto | Preference::Gpu => Ok(Choice {
             adapter: Some(chosen(selection)?),
             notice: None,
@@ -168,9 +173,10 @@ fn gpu_or_notice(
 
 /// Whether the selection or the environment says more than to take what there is.
 #[cfg(feature = "cpu")]
-fn names_adapter(selection: &Selection) -> bool {
+fn means_adapter(selection: &Selection) -> bool {
     let is_set = |variable: &str| std::env::var(variable).is_ok_and(|value| !value.trim().is_empty());
-    selection.adapter.is_some() || selection.backend.is_some() || is_set("WGPU_ADAPTER_NAME") || is_set("WGPU_BACKEND")
+    let named = selection.adapter.is_some() || selection.backend.is_some();
+    named || selection.cooperative_matrices || is_set("WGPU_ADAPTER_NAME") || is_set("WGPU_BACKEND")
 }
 
 fn no_cpu_engine() -> Error {

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use kvsculpt::engine::Dims;
-use kvsculpt::gpu::reflect;
+use kvsculpt::gpu::{Matrices, reflect};
 use kvsculpt::kernels::{Machine, Spec, WORKGROUP_BYTES, sources};
 
 /// What every device has: invocations in a workgroup, arrays bound, bytes of parameters.
@@ -13,17 +13,32 @@ const ARRAYS: usize = 8;
 const PARAMETER_BYTES: u32 = 128;
 
 fn machines() -> impl Iterator<Item = Machine> {
-    [false, true]
-        .into_iter()
-        .flat_map(|software| [false, true].map(|subgroups| Machine { software, subgroups }))
+    [false, true].into_iter().flat_map(|software| {
+        [false, true].map(|subgroups| Machine {
+            software,
+            subgroups,
+            matrices: None,
+        })
+    })
+}
+
+fn machines_with_matrices() -> impl Iterator<Item = Machine> {
+    let shapes = [(8, 8), (8, 32), (16, 32), (16, 64)];
+    shapes.into_iter().map(|(side, subgroup)| Machine {
+        software: false,
+        subgroups: true,
+        matrices: Some(Matrices { side, subgroup }),
+    })
 }
 
 fn specs() -> Vec<Spec> {
     let equal = [32, 64, 80, 96, 128, 256].map(|dim| (dim, dim));
     let unequal = [(192, 128), (64, 256), (256, 64), (4, 12), (80, 68)];
+    let of = |(dim, value_dim), machine| Spec::new(Dims { dim, value_dim }, machine).unwrap();
     let dims = equal.into_iter().chain(unequal);
-    dims.flat_map(|(dim, value_dim)| machines().map(move |machine| Spec::new(Dims { dim, value_dim }, machine).unwrap()))
-        .collect()
+    let plain = dims.flat_map(|dims| machines().map(move |machine| of(dims, machine)));
+    // What goes by matrices knows no channels.
+    plain.chain(machines_with_matrices().map(|machine| of((64, 64), machine))).collect()
 }
 
 #[test]
@@ -47,6 +62,10 @@ fn every_kernel_is_sound_in_every_specialisation() {
                     found.immediate_bytes
                 );
                 assert!(spec.subgroups || !found.uses_subgroups, "{kernel} uses subgroups");
+                assert!(
+                    spec.matrices.is_some() || !found.uses_matrices,
+                    "{kernel} uses cooperative matrices"
+                );
             }
         }
     }
@@ -59,6 +78,7 @@ fn arrays_read_come_before_arrays_written_and_heads_first() {
         Machine {
             software: false,
             subgroups: false,
+            matrices: None,
         },
     )
     .unwrap();
@@ -78,7 +98,9 @@ fn arrays_read_come_before_arrays_written_and_heads_first() {
 #[test]
 fn every_shader_file_is_tried() {
     let dims = Dims { dim: 64, value_dim: 64 };
-    let specs = machines().map(|machine| Spec::new(dims, machine).unwrap());
+    let specs = machines()
+        .chain(machines_with_matrices())
+        .map(|machine| Spec::new(dims, machine).unwrap());
     let tried: Vec<&str> = specs.flat_map(|spec| sources(&spec)).map(|(source, _)| source.kernel()).collect();
     let shared = [
         "prelude",
@@ -87,6 +109,7 @@ fn every_shader_file_is_tried() {
         "tiles",
         "tile_logits",
         "tile_weights",
+        "matrices",
         "share_one",
         "share_many",
     ];

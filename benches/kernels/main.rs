@@ -1,7 +1,8 @@
 //! Every operation of both engines at the size of real heads: held against the f64 reference once, then timed, and set beside what the
 //! machine can do at most, measured in the same run.
 //!
-//! `cargo bench --bench kernels`; what follows `--` chooses operations by name. The GPU engine is measured where there is an adapter. More
+//! `cargo bench --bench kernels`; what follows `--` chooses operations by name. The GPU engine is measured where there is an adapter, and once
+//! more with products by cooperative matrices where that has them. More
 //! than 100 % of the bandwidth means that an operation's arrays lie in a cache, which those of the ceiling do not fit into.
 
 #![allow(clippy::expect_used, reason = "a bench that cannot run should say so and end")]
@@ -149,6 +150,16 @@ fn benches(criterion: &mut Criterion) {
             measure(criterion, "gpu", &mut engine, |engine| ceilings::device(engine.gpu())).expect("the GPU engine");
         }
         Err(error) => eprintln!("the GPU engine is left out: {error}"),
+    }
+    let by_matrices = Selection {
+        cooperative_matrices: true,
+        ..Selection::default()
+    };
+    match Gpu::open(&by_matrices).and_then(GpuEngine::new) {
+        Ok(mut engine) => {
+            measure(criterion, "gpu with matrices", &mut engine, |engine| ceilings::device(engine.gpu())).expect("the GPU engine");
+        }
+        Err(error) => eprintln!("cooperative matrices are left out: {error}"),
     }
 }
 

@@ -3,6 +3,7 @@
 use wgpu::{Adapter, Backend, Backends, DeviceType, Features};
 
 use super::device::require;
+use super::matrices::{Matrices, MatrixShape, shapes};
 use crate::error::{Error, Result};
 
 /// The native interfaces that compute well; the others are not asked for.
@@ -34,6 +35,12 @@ pub struct Selection {
     pub adapter: Option<String>,
     /// Whether a driver that computes on the processor will do.
     pub software_allowed: bool,
+    /// Whether products go by cooperative matrices (tensor cores); an adapter that has none which kernels can use is refused.
+    ///
+    /// `false` at first, because they are experimental in wgpu, which may have bugs there that even safe calls hit, and because no hardware
+    /// has shown yet that they are faster. Factors are split into two of half precision, so results are as exact as without, and
+    /// differ in their last bits.
+    pub cooperative_matrices: bool,
 }
 
 impl Default for Selection {
@@ -42,6 +49,7 @@ impl Default for Selection {
             backend: None,
             adapter: None,
             software_allowed: true,
+            cooperative_matrices: false,
         }
     }
 }
@@ -84,6 +92,10 @@ pub struct AdapterSummary {
     pub half: bool,
     /// The smallest and the largest subgroup, where shaders can use them.
     pub subgroup: Option<(u32, u32)>,
+    /// The cooperative matrices that shaders can use: all that wgpu tells of.
+    pub matrix_shapes: Vec<MatrixShape>,
+    /// Those of them that kernels can use, where [`Selection::cooperative_matrices`] asks for it.
+    pub matrices: Option<Matrices>,
     /// Why it cannot be used, if it cannot.
     pub lacks: Option<String>,
 }
@@ -103,6 +115,8 @@ impl AdapterSummary {
             subgroup: features
                 .contains(Features::SUBGROUP)
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            matrix_shapes: shapes(adapter),
+            matrices: Matrices::of(adapter),
             lacks: require(features, &limits).err().map(|error| error.to_string()),
             name: info.name,
             driver: info.driver,
@@ -234,11 +248,14 @@ fn find(selection: &Selection) -> Result<(AdapterSummary, Adapter)> {
     let wanted = selection.adapter.clone().or_else(|| variable("WGPU_ADAPTER_NAME"));
     // Numbers are those of the whole list, so that they mean the same whatever the backend.
     let everything = enumerate(Backends::VULKAN | Backends::METAL | Backends::DX12);
-    let summaries: Vec<AdapterSummary> = everything
-        .iter()
-        .enumerate()
-        .map(|(index, adapter)| AdapterSummary::new(index, adapter))
-        .collect();
+    let summarise = |(index, adapter)| {
+        let mut summary = AdapterSummary::new(index, adapter);
+        if selection.cooperative_matrices && summary.lacks.is_none() {
+            summary.lacks = Matrices::require(adapter).err().map(|error| error.to_string());
+        }
+        summary
+    };
+    let summaries: Vec<AdapterSummary> = everything.iter().enumerate().map(summarise).collect();
     let offered: Vec<AdapterSummary> = summaries
         .iter()
         .filter(|adapter| {
@@ -275,6 +292,8 @@ mod tests {
             workgroup_invocations: 0,
             half: false,
             subgroup: None,
+            matrix_shapes: Vec::new(),
+            matrices: None,
             lacks: None,
         }
     }

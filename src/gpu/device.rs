@@ -9,8 +9,10 @@ use wgpu::{AdapterInfo, DeviceType, Features, Limits};
 use super::adapter::{Selection, choose};
 use super::array::Graveyard;
 use super::fault::Faults;
+use super::matrices::Matrices;
 use super::recording::Recording;
 use super::timing::Timings;
+use super::trusted;
 use crate::error::{Error, Result};
 
 /// Bytes of parameters a dispatch may have.
@@ -43,6 +45,7 @@ pub(crate) struct Counts {
 /// }
 /// assert_eq!(gpu.has_half(), gpu.device().features().contains(Features::SHADER_F16));
 /// assert_eq!(gpu.subgroup().is_some(), gpu.device().features().contains(Features::SUBGROUP));
+/// assert!(gpu.matrices().is_none()); // which the selection would have to ask for
 ///
 /// let (numbers, rows) = (gpu.zeros("numbers", 2)?, gpu.upload_rows("rows", &[1_u32, 2])?);
 /// let keys = gpu.upload("keys", &[0.5, -0.5])?;
@@ -70,6 +73,8 @@ pub struct Gpu {
     selection: Option<Selection>,
     pub(super) limits: Limits,
     pub(super) features: Features,
+    /// Cooperative matrices, where they were asked for.
+    matrices: Option<Matrices>,
     pub(super) faults: Arc<Faults>,
     /// Arrays and kernels that are gone: their bind groups go too.
     pub(super) graveyard: Arc<Graveyard>,
@@ -92,17 +97,23 @@ impl Gpu {
     pub fn open(selection: &Selection) -> Result<Self> {
         let adapter = choose(selection)?;
         let (required_features, required_limits) = Self::needs(&adapter)?;
+        let matrices = selection.cooperative_matrices.then(|| Matrices::require(&adapter)).transpose()?;
         let info = adapter.get_info();
-        let descriptor = wgpu::DeviceDescriptor {
+        let mut descriptor = wgpu::DeviceDescriptor {
             label: Some("kvsculpt"),
             required_features,
             required_limits,
             ..Default::default()
         };
+        if matrices.is_some() {
+            descriptor.required_features |= Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            descriptor.experimental_features = trusted::experimental_features();
+        }
         let opened = pollster::block_on(adapter.request_device(&descriptor));
         let (device, queue) = opened.map_err(|error| Error::Gpu(format!("{} cannot be opened: {error}", info.name)))?;
         let mut gpu = Self::assemble(info, device, queue);
         gpu.selection = Some(selection.clone());
+        gpu.matrices = matrices;
         gpu.faults.listen(&gpu.device);
         tracing::debug!(adapter = %gpu.name(), "opened");
         Ok(gpu)
@@ -200,6 +211,7 @@ impl Gpu {
             queue,
             info,
             selection: None,
+            matrices: None,
             faults: Arc::default(),
             graveyard: Arc::default(),
             bind_groups: HashMap::new(),
@@ -213,16 +225,20 @@ impl Gpu {
         }
     }
 
-    /// The adapter and its driver in words.
+    /// The adapter and its driver in words, and whether products go by cooperative matrices, which round otherwise.
     #[must_use]
     pub fn name(&self) -> String {
         let AdapterInfo {
             name, driver, driver_info, ..
         } = &self.info;
-        match (driver.as_str(), driver_info.as_str()) {
+        let mut words = match (driver.as_str(), driver_info.as_str()) {
             ("", "") => name.clone(),
             (driver, version) => format!("{name} ({})", format!("{driver} {version}").trim()),
+        };
+        if let Some(Matrices { side, .. }) = self.matrices {
+            words += &format!(" with {side}×{side} matrices");
         }
+        words
     }
 
     /// Whether the device computes on the processor.
@@ -242,6 +258,13 @@ impl Gpu {
     pub fn subgroup(&self) -> Option<(u32, u32)> {
         let sizes = (self.info.subgroup_min_size, self.info.subgroup_max_size);
         self.features.contains(Features::SUBGROUP).then_some(sizes)
+    }
+
+    /// The cooperative matrices that products go by, where [`Selection::cooperative_matrices`] asked for them; never on an
+    /// application's own device.
+    #[must_use]
+    pub fn matrices(&self) -> Option<Matrices> {
+        self.matrices
     }
 
     /// The largest single array in bytes.

@@ -11,6 +11,7 @@ use super::fault::scoped;
 use super::recording::Dispatch;
 use super::reflect::{Reflection, reflect};
 use super::source::Source;
+use super::trusted;
 use crate::error::{Error, Result};
 
 /// A compiled kernel whose parameters are `P`, laid out as the shader's `struct Params`; `()` for none.
@@ -167,29 +168,10 @@ fn compile(device: &wgpu::Device, source: &Source, entry: &str, reflection: &Ref
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label,
         layout: Some(&pipeline_layout),
-        module: &module(device, source),
+        module: &trusted::module(device, source),
         entry_point: Some(entry),
         compilation_options: wgpu::PipelineCompilationOptions::default(),
         cache: None,
     });
     (layout, pipeline)
-}
-
-/// The shader with every guard, but the one on loops where these are known to end.
-#[allow(
-    unsafe_code,
-    reason = "the one place: our own loops are compiled without a guard against running for ever"
-)]
-fn module(device: &wgpu::Device, source: &Source) -> wgpu::ShaderModule {
-    let descriptor = wgpu::ShaderModuleDescriptor {
-        label: Some(source.kernel()),
-        source: wgpu::ShaderSource::Wgsl(source.text().into()),
-    };
-    let checks = wgpu::ShaderRuntimeChecks {
-        force_loop_bounding: !source.has_ending_loops(),
-        ..wgpu::ShaderRuntimeChecks::checked()
-    };
-    // SAFETY: without its guard a loop must end. Only this crate can vouch for that, and does so for its own
-    // shaders: see `Source::loops_end`. All other guards, on bounds and division, stay.
-    unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }

@@ -58,10 +58,12 @@ pub struct Reflection {
     pub uses_half: bool,
     /// Whether it uses subgroup operations.
     pub uses_subgroups: bool,
+    /// Whether it uses cooperative matrices.
+    pub uses_matrices: bool,
 }
 
 /// Parses a kernel and checks it as far as that goes without a device: the language's rules with half precision,
-/// subgroups and immediates as the only extensions, bindings from 0 on in group 0, and that every barrier is
+/// subgroups and immediates as the only extensions (and cooperative matrices in the kernels made for them), bindings from 0 on in group 0, and that every barrier is
 /// reached by all invocations of a workgroup or by none.
 ///
 /// Bindings and parameters are those of the whole text, shared by its entry points; workgroup memory is what the
@@ -99,7 +101,8 @@ pub fn reflect(source: &Source, entry_point: &str) -> Result<Reflection> {
         workgroup_size: entry.workgroup_size,
         workgroup_bytes: 0,
         uses_half: module.types.iter().any(|(_, ty)| is_half(&ty.inner)),
-        uses_subgroups: !is_valid(&module, Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16),
+        uses_subgroups: !is_valid(&module, capabilities(source).difference(Capabilities::SUBGROUP)),
+        uses_matrices: source.has_matrices(),
     };
     for (handle, variable) in module.global_variables.iter() {
         let bytes = module.types[variable.ty].inner.size(module.to_ctx());
@@ -113,13 +116,22 @@ pub fn reflect(source: &Source, entry_point: &str) -> Result<Reflection> {
     Ok(reflection)
 }
 
+/// What a kernel may use: one of matrices rounds to half precision besides, as every device with them does.
+fn capabilities(source: &Source) -> Capabilities {
+    let usual = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
+    if source.has_matrices() {
+        usual | Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+    } else {
+        usual
+    }
+}
+
 fn is_valid(module: &Module, capabilities: Capabilities) -> bool {
     Validator::new(ValidationFlags::all(), capabilities).validate(module).is_ok()
 }
 
 fn validate(source: &Source, text: &str, module: &Module) -> Result<ModuleInfo> {
-    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
-    let outcome = Validator::new(ValidationFlags::all(), capabilities).validate(module);
+    let outcome = Validator::new(ValidationFlags::all(), capabilities(source)).validate(module);
     outcome.map_err(|error| {
         // From the function to the expression: the last known place tells most.
         let place = error.spans().filter(|(span, _)| span.is_defined()).last();
@@ -218,6 +230,11 @@ impl Reflection {
                 u32::from(self.uses_subgroups),
                 u32::from(features.contains(wgpu::Features::SUBGROUP)),
             ),
+            (
+                "cooperative matrices",
+                u32::from(self.uses_matrices),
+                u32::from(features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)),
+            ),
         ] {
             if need > have {
                 return refuse(what, need, have);
@@ -272,6 +289,7 @@ fn other() { unused[0] = 1.0; }
             workgroup_bytes: 512 + 16,
             uses_half: true,
             uses_subgroups: true,
+            uses_matrices: false,
         };
         assert_eq!(reflection, expected);
         let (mut limits, features) = (wgpu::Limits::default(), wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP);
@@ -301,6 +319,7 @@ fn other() { unused[0] = 1.0; }
             "@group(1) @binding(0) var<storage, read> group: array<f32>; @compute @workgroup_size(64) fn main() {}",
             "@group(0) @binding(0) var<uniform> numbers: vec4<f32>; @compute @workgroup_size(64) fn main() {}",
             "const_assert 1 > 2; @compute @workgroup_size(64) fn main() {}",
+            "enable f16; enable wgpu_cooperative_matrix; @compute @workgroup_size(64) fn main() { var sums: coop_mat8x8<f32, C>; }",
         ] {
             assert!(matches!(main(text), Err(Error::Shader { kernel: "kernel", .. })), "{text}");
         }

@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 use super::array::Element;
 use crate::error::Error;
 
+/// The extension of cooperative matrices.
+const MATRICES: &str = "wgpu_cooperative_matrix";
+
 /// The text of one kernel in one specialisation.
 ///
 /// The header is plain WGSL: `enable f16;` where something is in half precision, an `alias` for each precision that
@@ -27,6 +30,8 @@ use crate::error::Error;
 pub struct Source {
     kernel: &'static str,
     header: String,
+    /// Extensions of the language that the header enables.
+    enabled: Vec<&'static str>,
     parts: Vec<(&'static str, &'static str)>,
     loops_end: bool,
 }
@@ -38,6 +43,7 @@ impl Source {
         Self {
             kernel,
             header: String::new(),
+            enabled: Vec::new(),
             parts: vec![(kernel, text)],
             loops_end: false,
         }
@@ -46,9 +52,8 @@ impl Source {
     /// Adds `alias name = f32;` or `f16`, with `enable f16;` where that is needed.
     #[must_use]
     pub fn alias(mut self, name: &str, element: Element) -> Self {
-        const ENABLE: &str = "enable f16;";
-        if element == Element::F16 && !self.header.starts_with(ENABLE) {
-            self.header.insert_str(0, ENABLE);
+        if element == Element::F16 {
+            self.enable("f16");
         }
         let scalar = if element == Element::F16 { "f16" } else { "f32" };
         // Writing to a string cannot fail.
@@ -62,6 +67,31 @@ impl Source {
         // Writing to a string cannot fail.
         let _ = writeln!(self.header, "const {name}: u32 = {value}u;");
         self
+    }
+
+    /// Adds the types of cooperative matrices of `side` × `side`, 8 or 16: `Left` and `Right`, the factors in half precision, and `Sums`, in
+    /// single precision. For kernels that only devices with matrices of this side get.
+    pub(crate) fn matrices(mut self, side: u32) -> Self {
+        self.enable("f16");
+        self.enable(MATRICES);
+        for (name, scalar, role) in [("Left", "f16", 'A'), ("Right", "f16", 'B'), ("Sums", "f32", 'C')] {
+            // Writing to a string cannot fail.
+            let _ = writeln!(self.header, "alias {name} = coop_mat{side}x{side}<{scalar}, {role}>;");
+        }
+        self
+    }
+
+    /// Whether it has the types of cooperative matrices.
+    pub(super) fn has_matrices(&self) -> bool {
+        self.enabled.contains(&MATRICES)
+    }
+
+    /// Puts `enable extension;` before all else, once.
+    fn enable(&mut self, extension: &'static str) {
+        if !self.enabled.contains(&extension) {
+            self.enabled.push(extension);
+            self.header.insert_str(0, &format!("enable {extension};"));
+        }
     }
 
     /// Puts a shared file (`name` without `.wgsl`) before the kernel, after those put before.
@@ -154,5 +184,17 @@ mod tests {
         assert_eq!(source.locate(2), ("kernel", 0));
         assert_eq!(source.locate(3), ("prelude", 1));
         assert_eq!(source.locate(6), ("kernel", 2));
+    }
+
+    #[test]
+    fn extensions_are_enabled_once_and_before_all_else() {
+        let text = Source::new("kernel", "text")
+            .constant("SIDE", 8)
+            .alias("Store", Element::F16)
+            .matrices(8)
+            .text();
+        let (enabled, rest) = text.split_once("const").unwrap();
+        assert_eq!(enabled, "enable wgpu_cooperative_matrix;enable f16;");
+        assert!(rest.contains("alias Right = coop_mat8x8<f16, B>;\n"), "{rest}");
     }
 }

@@ -5,44 +5,58 @@
 //! is the way through the program while every condition on it was uniform. A local variable is uniform if every store to it
 //! stores a uniform value on a uniform way. All start out as uniform and the function is walked again and again until
 //! nothing more turns out not to be.
+//!
+//! The same is asked once more of subgroups, which operations on cooperative matrices must be reached by as a whole, with the same
+//! places in memory: there the number of the subgroup is uniform too.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use wgpu::naga::{
-    AddressSpace, Binding, Block, BuiltIn, EntryPoint, Expression, Function, Handle, LocalVariable, Module, Span, Statement, StorageAccess,
-    TypeInner,
+    AddressSpace, Binding, Block, BuiltIn, CooperativeData, EntryPoint, Expression, Function, Handle, LocalVariable, Module, Span,
+    Statement, StorageAccess, TypeInner,
 };
 
-/// A barrier that some invocations of a workgroup may miss.
+/// A barrier that some invocations of a workgroup may miss, or an operation on matrices that some of a subgroup may.
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
     pub(super) span: Span,
     pub(super) message: String,
 }
 
-/// The faults of an entry point and of all it calls, in the order of the text.
-pub(super) fn check(module: &Module, entry: &EntryPoint) -> Vec<Fault> {
-    let mut program = Program {
-        module,
-        known: HashMap::new(),
-        faults: BTreeMap::new(),
-    };
-    let arguments = entry
-        .function
-        .arguments
-        .iter()
-        .map(|argument| is_builtin_uniform(argument.binding.as_ref()));
-    program.walk_function(&entry.function, arguments.collect(), true);
-    program.faults.into_values().collect()
+/// Whose invocations a value is to be the same in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Workgroup,
+    Subgroup,
 }
 
-fn is_builtin_uniform(binding: Option<&Binding>) -> bool {
-    matches!(
-        binding,
-        Some(Binding::BuiltIn(
-            BuiltIn::WorkGroupId | BuiltIn::NumWorkGroups | BuiltIn::WorkGroupSize
-        ))
-    )
+/// The faults of an entry point and of all it calls, in the order of the text.
+pub(super) fn check(module: &Module, entry: &EntryPoint) -> Vec<Fault> {
+    let mut faults = BTreeMap::new();
+    for scope in [Scope::Workgroup, Scope::Subgroup] {
+        let mut program = Program {
+            module,
+            scope,
+            known: HashMap::new(),
+            faults,
+        };
+        let arguments = entry
+            .function
+            .arguments
+            .iter()
+            .map(|argument| is_builtin_uniform(scope, argument.binding.as_ref()));
+        program.walk_function(&entry.function, arguments.collect(), true);
+        faults = program.faults;
+    }
+    faults.into_values().collect()
+}
+
+fn is_builtin_uniform(scope: Scope, binding: Option<&Binding>) -> bool {
+    match binding {
+        Some(Binding::BuiltIn(BuiltIn::WorkGroupId | BuiltIn::NumWorkGroups | BuiltIn::WorkGroupSize)) => true,
+        Some(Binding::BuiltIn(BuiltIn::SubgroupId)) => scope == Scope::Subgroup,
+        _ => false,
+    }
 }
 
 /// How a function is called: which arguments are uniform, and whether the way to the call is.
@@ -50,6 +64,7 @@ type Call = (Handle<Function>, Vec<bool>, bool);
 
 struct Program<'a> {
     module: &'a Module,
+    scope: Scope,
     /// Whether the value that a call returns is uniform.
     known: HashMap<Call, bool>,
     /// By place in the text: a function called twice is reported once.
@@ -180,6 +195,8 @@ impl<'a> Walk<'_, 'a> {
                 Statement::SubgroupBallot { .. } | Statement::SubgroupGather { .. } | Statement::SubgroupCollectiveOperation { .. } => {
                     self.require(uniform, span, "a subgroup operation");
                 }
+                Statement::Emit(range) => range.clone().for_each(|expression| self.walk_matrices(expression, uniform)),
+                Statement::CooperativeStore { data, .. } => self.require_matrix(data, uniform, span),
                 _ => {}
             }
         }
@@ -243,9 +260,32 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
+    /// Loads and products of matrices are expressions, computed where a statement says so.
+    fn walk_matrices(&mut self, expression: Handle<Expression>, uniform: bool) {
+        let span = self.function.expressions.get_span(expression);
+        match &self.function.expressions[expression] {
+            Expression::CooperativeLoad { data, .. } => self.require_matrix(data, uniform, span),
+            Expression::CooperativeMultiplyAdd { .. } => self.require_of(Scope::Subgroup, uniform, span, "a product of matrices"),
+            _ => {}
+        }
+    }
+
+    fn require_matrix(&mut self, data: &CooperativeData, uniform: bool, span: Span) {
+        let same = self.is_uniform(data.pointer) && self.is_uniform(data.stride);
+        self.require_of(Scope::Subgroup, uniform && same, span, "a matrix");
+    }
+
     fn require(&mut self, holds: bool, span: Span, what: &str) {
-        if self.reporting && !holds {
-            let message = format!("{what} that some invocations of a workgroup may miss, or meet in another turn of a loop");
+        self.require_of(Scope::Workgroup, holds, span, what);
+    }
+
+    fn require_of(&mut self, scope: Scope, holds: bool, span: Span, what: &str) {
+        if self.reporting && self.program.scope == scope && !holds {
+            let whose = match scope {
+                Scope::Workgroup => "workgroup",
+                Scope::Subgroup => "subgroup",
+            };
+            let message = format!("{what} that some invocations of a {whose} may miss, or meet in another turn of a loop");
             let place = span.to_range().map_or(0, |range| range.start);
             self.program.faults.entry(place).or_insert(Fault { span, message });
         }
@@ -305,7 +345,7 @@ impl<'a> Walk<'_, 'a> {
             return None;
         };
         let binding = members.get(index as usize)?.binding.as_ref()?;
-        Some(is_builtin_uniform(Some(binding)))
+        Some(is_builtin_uniform(self.program.scope, Some(binding)))
     }
 
     fn is_memory_uniform(&self, pointer: Handle<Expression>) -> bool {
@@ -322,89 +362,4 @@ impl<'a> Walk<'_, 'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use wgpu::naga::front::wgsl::parse_str;
-
-    const HEAD: &str = "struct Head { first: u32, count: u32 }
-struct Params { turns: u32 }
-var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read> heads: array<Head>;
-@group(0) @binding(1) var<storage, read_write> out: array<u32>;
-var<workgroup> shared_: array<u32, 64>;
-var<workgroup> flag: u32;
-fn twice(x: u32) -> u32 { var y = x; if (y > 3u) { return y + 1u; } return 2u * y; }
-fn meet(x: u32) -> u32 { workgroupBarrier(); return shared_[x]; }
-fn write(x: ptr<function, u32>) { *x = 1u; }
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32, @builtin(global_invocation_id) id: vec3<u32>) {
-";
-
-    fn faults(body: &str) -> Vec<String> {
-        let text = format!("{HEAD}{body}\n}}");
-        let module = parse_str(&text).unwrap_or_else(|error| panic!("{}", error.emit_to_string(&text)));
-        let line = |fault: &Fault| text.lines().nth(fault.span.location(&text).line_number as usize - 1).unwrap();
-        check(&module, &module.entry_points[0])
-            .iter()
-            .map(|fault| line(fault).to_owned())
-            .collect()
-    }
-
-    #[test]
-    fn barriers_that_all_reach_are_accepted() {
-        for body in [
-            "workgroupBarrier();",
-            "if (group.x >= params.turns) { return; } workgroupBarrier();",
-            "let head = heads[group.z]; for (var i = 0u; i < head.count; i += 16u) { shared_[lane] = i; workgroupBarrier(); }",
-            "for (var i = 0u; i < params.turns; i++) { for (var j = i; j < heads[group.x].count; j++) { if (lane > j) { shared_[lane] = j; } workgroupBarrier(); } }",
-            "for (var half = 32u; half > 0u; half /= 2u) { if (lane < half) { shared_[lane] += shared_[lane + half]; } workgroupBarrier(); }",
-            "var i = 0u; while (i < params.turns) { i += 1u; if (i == 3u) { continue; } storageBarrier(); }",
-            "var i = 0u; loop { workgroupBarrier(); continuing { i++; break if i > params.turns; } }",
-            "if (lane == 0u) { flag = out[0]; } let go = workgroupUniformLoad(&flag); if (go == 1u) { workgroupBarrier(); }",
-            "for (var i = lane; i < 100u; i += 64u) { if (i == 3u) { break; } shared_[0] += i; } workgroupBarrier();",
-            "if (group.x > 1u && params.turns > 2u) { workgroupBarrier(); }",
-            "for (var i = 0u; i < twice(group.x); i++) { _ = meet(lane); }",
-            "switch lane { case 0u: { out[0] = 1u; break; } default: {} } workgroupBarrier();",
-            "switch params.turns { case 0u: { workgroupBarrier(); } default: {} }",
-            "let value = subgroupAdd(lane); shared_[lane] = value;",
-        ] {
-            assert!(faults(body).is_empty(), "{body}");
-        }
-    }
-
-    #[test]
-    fn barriers_that_some_may_miss_are_found() {
-        for body in [
-            "if (lane < 3u) { workgroupBarrier(); }",
-            "if (lane >= 3u) { return; } workgroupBarrier();",
-            "if (id.x > params.turns) { return; } workgroupBarrier();",
-            "for (var i = lane; i < 64u; i++) { workgroupBarrier(); }",
-            "for (var i = 0u; i < lane; i++) { storageBarrier(); }",
-            "for (var i = 0u; i < out[0]; i++) { workgroupBarrier(); }",
-            "for (var i = 0u; i < shared_[0]; i++) { workgroupBarrier(); }",
-            "for (var i = 0u; i < 9u; i++) { workgroupBarrier(); if (shared_[i] > lane) { break; } }",
-            "for (var i = 0u; i < 9u; i++) { if (lane == i) { continue; } workgroupBarrier(); }",
-            "for (var i = 0u; i < 9u; i++) { workgroupBarrier(); if (lane == i) { return; } }",
-            "var count = 3u; if (lane > 2u) { count = 4u; } for (var i = 0u; i < count; i++) { workgroupBarrier(); }",
-            "var i = 0u; loop { workgroupBarrier(); continuing { i++; break if i > lane; } }",
-            "var a = 0u; var b = 0u; for (var i = 0u; i < 9u; i++) { if (b > 3u) { workgroupBarrier(); } b = a; a = lane; }",
-            "if (lane > 1u && params.turns > 2u) { workgroupBarrier(); }",
-            "if (heads[lane].count > 1u) { workgroupBarrier(); }",
-            "if (twice(lane) > 1u) { workgroupBarrier(); }",
-            "var x = 0u; write(&x); if (x > 1u) { workgroupBarrier(); }",
-            "if (subgroupAdd(1u) > 2u) { workgroupBarrier(); }",
-            "if (lane < 2u) { out[1] = subgroupMax(lane); }",
-            "if (lane < 2u) { out[1] = workgroupUniformLoad(&flag); }",
-            "switch lane { case 0u: { workgroupBarrier(); } default: {} }",
-            "for (var i = 0u; i < 9u; i++) { switch lane { case 0u: { continue; } default: {} } workgroupBarrier(); }",
-        ] {
-            assert_eq!(faults(body).len(), 1, "{body}");
-        }
-    }
-
-    #[test]
-    fn a_barrier_in_a_called_function_is_found_where_it_stands() {
-        let found = faults("if (lane < 3u) { out[0] = meet(lane); } out[1] = meet(lane);");
-        assert!(found.len() == 1 && found[0].starts_with("fn meet"), "{found:?}");
-    }
-}
+mod tests;

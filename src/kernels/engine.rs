@@ -45,7 +45,7 @@ use crate::gpu::{Array, Element, Gpu};
 /// use kvsculpt::{gpu::{Gpu, Selection}, kernels::{GpuEngine, Machine}};
 ///
 /// // The kernels of a GPU on whatever device there is, a software driver for one.
-/// let machine = Machine { software: false, subgroups: false };
+/// let machine = Machine { software: false, subgroups: false, matrices: None };
 /// let mut engine = GpuEngine::as_machine(Gpu::open(&Selection::default())?, machine)?;
 /// engine.set_scratch_limit(16 << 20);
 /// assert!(engine.gpu().max_array_bytes() > 0);

@@ -8,7 +8,7 @@ use crate::engine::WEIGHT_ROWS;
 use crate::error::Result;
 use crate::gpu::{Array, Gpu, Kernel, Source};
 
-use super::spec::{Spec, TILE};
+use super::spec::{Spec, TILE, TILE_MATRICES};
 use super::table::Table;
 
 /// Rows of G a workgroup of lanes; `GRAM_ROWS` in gram.wgsl.
@@ -30,19 +30,24 @@ pub(super) struct Gram {
 
 impl Gram {
     pub(super) fn source(spec: &Spec) -> Source {
+        let shared = ("tile_weights", include_str!("../../shaders/tile_weights.wgsl"));
+        if let Some(matrices) = spec.matrices {
+            let by_matrices = ("gram_matrices", include_str!("../../shaders/gram_matrices.wgsl"));
+            return spec.matrices_source(by_matrices, matrices, shared);
+        }
         spec.product_source(
             ("gram", include_str!("../../shaders/gram.wgsl")),
             ("gram_tiles", include_str!("../../shaders/gram_tiles.wgsl")),
-            ("tile_weights", include_str!("../../shaders/tile_weights.wgsl")),
+            shared,
         )
     }
 
     pub(super) fn new(gpu: &Gpu, spec: &Spec) -> Result<Self> {
         let kernel = Kernel::new(gpu, &Self::source(spec), "main")?;
-        let tile = if spec.product_tiles {
-            [TILE; 2]
-        } else {
-            [2 * spec.gram_lanes, ROWS]
+        let tile = match spec.matrices {
+            Some(matrices) => [TILE_MATRICES * matrices.side; 2],
+            None if spec.product_tiles => [TILE; 2],
+            None => [2 * spec.gram_lanes, ROWS],
         };
         Ok(Self { kernel, tile })
     }

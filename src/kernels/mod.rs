@@ -37,7 +37,7 @@ use crate::gpu::{Element, Source};
 /// ```
 /// use kvsculpt::{engine::Dims, gpu::reflect, kernels::{Machine, Spec, sources}};
 ///
-/// let spec = Spec::new(Dims { dim: 64, value_dim: 64 }, Machine { software: false, subgroups: true })?;
+/// let spec = Spec::new(Dims { dim: 64, value_dim: 64 }, Machine { software: false, subgroups: true, matrices: None })?;
 /// // Every kernel's text is checked without a device.
 /// for (source, entry_points) in sources(&spec) {
 ///     for entry_point in entry_points {

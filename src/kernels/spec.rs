@@ -2,12 +2,14 @@
 
 use crate::engine::Dims;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Source};
+use crate::gpu::{Gpu, Matrices, Source};
 
 /// Workgroup memory that a kernel may use: what every device has.
 pub const WORKGROUP_BYTES: u32 = 16 << 10;
 /// Rows and columns of a product's tile, where products go by tiles; `TILE` in tiles.wgsl.
 pub(super) const TILE: u32 = 64;
+/// Rows and columns of matrices in a product's tile, where products go by cooperative matrices; as in matrices.wgsl.
+pub(super) const TILE_MATRICES: u32 = 4;
 /// Floats that a lane may hold of a query, key, value or sum. GPUs have at most 255 registers a lane, and some dozens are needed besides.
 const MOST_HELD: u32 = 192;
 /// Unknowns that `solve` finds in one workgroup before many take them off the others. Shorter spans are more dispatches, longer ones leave
@@ -28,7 +30,8 @@ const MOST_STRIDES: u32 = 1024;
 /// use kvsculpt::{gpu::{Gpu, Selection}, kernels::Machine};
 ///
 /// let gpu = Gpu::open(&Selection::default())?;
-/// assert_eq!(Machine::of(&gpu), Machine { software: gpu.is_software(), subgroups: gpu.subgroup().is_some() });
+/// let facts = Machine { software: gpu.is_software(), subgroups: gpu.subgroup().is_some(), matrices: gpu.matrices() };
+/// assert_eq!(Machine::of(&gpu), facts);
 /// # Ok::<(), kvsculpt::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +40,8 @@ pub struct Machine {
     pub software: bool,
     /// It has subgroup operations.
     pub subgroups: bool,
+    /// The cooperative matrices that products are to go by, where it was opened for them.
+    pub matrices: Option<Matrices>,
 }
 
 impl Machine {
@@ -46,6 +51,7 @@ impl Machine {
         Self {
             software: gpu.is_software(),
             subgroups: gpu.subgroup().is_some(),
+            matrices: gpu.matrices(),
         }
     }
 
@@ -54,7 +60,7 @@ impl Machine {
     /// ```
     /// use kvsculpt::kernels::Machine;
     ///
-    /// let gpu = Machine { software: false, subgroups: true };
+    /// let gpu = Machine { software: false, subgroups: true, matrices: None };
     /// assert_eq!(gpu.row_blocks().of(2048), 16);
     /// ```
     #[must_use]
@@ -92,7 +98,7 @@ impl RowBlocks {
 /// ```
 /// use kvsculpt::{engine::Dims, kernels::{Machine, Spec}};
 ///
-/// let machine = Machine { software: false, subgroups: true };
+/// let machine = Machine { software: false, subgroups: true, matrices: None };
 /// let spec = Spec::new(Dims { dim: 128, value_dim: 128 }, machine)?;
 /// assert!(spec.subgroups && spec.attention_lanes > 0);
 /// // Channels are multiples of 4.
@@ -109,6 +115,8 @@ pub struct Spec {
     /// them, and reads each operand 16 times less often; a software driver pays for every read of workgroup memory that differs by lane, and
     /// is four times faster with a row or column a lane.
     pub product_tiles: bool,
+    /// Cooperative matrices that `gram` goes by instead.
+    pub matrices: Option<Matrices>,
     /// Lanes of `attention`.
     pub attention_lanes: u32,
     /// Lanes of `attention` that share a row's channels: so many that none holds more than 192 floats on a GPU, which would
@@ -180,6 +188,7 @@ impl Spec {
             dims,
             subgroups: machine.subgroups,
             product_tiles: !machine.software,
+            matrices: machine.matrices,
             attention_lanes,
             attention_shares,
             attention_tile: tile(dim + value_dim + left_dots(attention_shares, attention_lanes)),
@@ -274,6 +283,21 @@ impl Spec {
         }
     }
 
+    /// A product's text by cooperative matrices, with what it shares with others.
+    pub(super) fn matrices_source(
+        &self,
+        kernel: (&'static str, &'static str),
+        matrices: Matrices,
+        shared: (&'static str, &'static str),
+    ) -> Source {
+        self.source(kernel.0, kernel.1)
+            .matrices(matrices.side)
+            .constant("SIDE", matrices.side)
+            .constant("MATRIX_LANES", matrices.lanes())
+            .part("matrices", include_str!("../../shaders/matrices.wgsl"))
+            .part(shared.0, shared.1)
+    }
+
     /// Workgroups that stride over `elements` of a head.
     pub(super) fn strides(&self, elements: u64) -> u32 {
         let groups = elements.div_ceil(u64::from(self.element_lanes)).min(u64::from(MOST_STRIDES));
@@ -317,6 +341,7 @@ mod tests {
     const MACHINE: Machine = Machine {
         software: false,
         subgroups: true,
+        matrices: None,
     };
     const SOFTWARE: Machine = Machine { software: true, ..MACHINE };
 

@@ -39,6 +39,12 @@ pub fn choose_several(preference: Preference, selection: &Selection) -> Result<V
         return Ok(vec![choose(preference, selection)?]);
     }
     let names = list.split(',').map(str::trim);
+    if selection.cooperative_matrices && names.clone().all(is_cpu) {
+        return Err(Error::option(
+            "--cooperative-matrices",
+            "is for adapters, and `--adapter` names only the CPU engine; leave it out, or name an adapter",
+        ));
+    }
     let one = |name: &str| match name {
         "" => Err(Error::option(
             "--adapter",

@@ -12,10 +12,15 @@ fn named(adapter: Option<&str>, backend: Option<&str>) -> Selection {
 
 #[test]
 fn the_cpu_engine_takes_no_adapter() {
+    let with_matrices = Selection {
+        cooperative_matrices: true,
+        ..Selection::default()
+    };
     for (selection, named) in [
         (named(Some("0"), None), "--adapter"),
         (named(None, Some("vulkan")), "--backend"),
         (named(Some("0"), Some("vulkan")), "--adapter"),
+        (with_matrices, "--cooperative-matrices"),
     ] {
         match choose(Preference::Cpu, &selection) {
             Err(Error::Options { option, reason }) => {
@@ -70,6 +75,8 @@ mod cpu {
             workgroup_invocations: 0,
             half: false,
             subgroup: None,
+            matrix_shapes: Vec::new(),
+            matrices: None,
             lacks: lacks.map(str::to_owned),
         }
     }

@@ -199,3 +199,42 @@ fn a_list_of_machines_that_makes_no_sense_is_refused() {
     let compared = run(&["compare", &short, &short, "--capture", &capture, "--adapter", "cpu,cpu"]);
     refused(&compared, 2, &["--adapter", "not shared"]);
 }
+
+/// Where an adapter has them a compression is told to have gone by them, and is as good; where none has, it is refused.
+#[test]
+fn cooperative_matrices_are_used_where_they_are_asked_for() {
+    let workplace = Workplace::new(&capture().bytes());
+    let wish = "--cooperative-matrices";
+    for cpu in [["--engine", "cpu"], ["--adapter", "cpu"]] {
+        refused(&workplace.compress(&[&cpu[..], &[wish]].concat()), 2, &[wish]);
+    }
+    let list = run(&["devices", "--json"]);
+    let devices: Value = serde_json::from_slice(&list.stdout).expect("JSON");
+    let adapters = devices["adapters"].as_array().expect("adapters");
+    let can = adapters.iter().find(|adapter| !adapter["matrices"].is_null());
+    let doctor = run(&["doctor", "--engine", "cpu", "--dims", "8"]);
+    let output = workplace.compress(&["--engine", "gpu", "--json", "--keep", "0.4", wish]);
+    let Some(can) = can else {
+        refused(&output, 4, &["cooperative matrices", wish]);
+        return;
+    };
+    assert!(can["matrix_shapes"].as_array().is_some_and(|shapes| !shapes.is_empty()), "{can}");
+    assert!(text(&doctor.stdout).contains(wish), "{}", text(&doctor.stdout));
+    let errors = |printed: &str| -> Vec<f64> {
+        let report: Value = serde_json::from_str(printed).expect("JSON");
+        assert_eq!(
+            report["engine"]["name"].as_str().map(|name| name.contains("matrices")),
+            Some(printed == text(&output.stdout))
+        );
+        let heads = report["heads"].as_array().expect("heads");
+        heads
+            .iter()
+            .map(|head| head["result"]["probe"]["merged"].as_f64().expect("a number"))
+            .collect()
+    };
+    let without = workplace.compress(&["--engine", "gpu", "--json", "--keep", "0.4"]);
+    let (with, without) = (errors(succeeded(&output)), errors(succeeded(&without)));
+    for (with, without) in with.iter().zip(&without) {
+        assert!(*with > 0.0 && (with / without - 1.0).abs() < 0.01, "{with} and {without}");
+    }
+}

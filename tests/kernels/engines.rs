@@ -3,8 +3,9 @@
 use std::io::Write as _;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use kvsculpt::Error;
 use kvsculpt::engine::Engine;
-use kvsculpt::gpu::{Gpu, Selection};
+use kvsculpt::gpu::{Gpu, Selection, chosen};
 use kvsculpt::kernels::{GpuEngine, Machine};
 
 /// The engine of the processor.
@@ -35,6 +36,7 @@ fn gpu_as_another_machine() -> MutexGuard<'static, GpuEngine> {
         let other = Machine {
             software: !gpu.is_software(),
             subgroups: false,
+            matrices: None,
         };
         let mut engine = GpuEngine::as_machine(gpu, other)?;
         // So little that every head is a group of its own.
@@ -43,9 +45,35 @@ fn gpu_as_another_machine() -> MutexGuard<'static, GpuEngine> {
     })
 }
 
+/// The device with products by cooperative matrices; `None` where the adapter has none that kernels can use, which then is what it
+/// is refused for.
+pub fn gpu_with_matrices() -> Option<MutexGuard<'static, GpuEngine>> {
+    static ENGINE: Shared = OnceLock::new();
+    let selection = Selection {
+        cooperative_matrices: true,
+        ..Selection::default()
+    };
+    let adapter = chosen(&selection).unwrap_or_else(|error| panic!("{error}"));
+    if adapter.matrices.is_none() {
+        let refused = Gpu::open(&selection);
+        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+        let _ = writeln!(std::io::stderr(), "{} has no cooperative matrices for kernels", adapter.name);
+        return None;
+    }
+    Some(share_selected(&ENGINE, &selection, GpuEngine::new))
+}
+
 fn share(place: &'static Shared, make: impl FnOnce(Gpu) -> kvsculpt::Result<GpuEngine>) -> MutexGuard<'static, GpuEngine> {
+    share_selected(place, &Selection::default(), make)
+}
+
+fn share_selected(
+    place: &'static Shared,
+    selection: &Selection,
+    make: impl FnOnce(Gpu) -> kvsculpt::Result<GpuEngine>,
+) -> MutexGuard<'static, GpuEngine> {
     let engine = place.get_or_init(|| {
-        let engine = Gpu::open(&Selection::default()).and_then(make);
+        let engine = Gpu::open(selection).and_then(make);
         engine.map(Mutex::new).map_err(|error| error.to_string())
     });
     match engine {
@@ -95,6 +123,26 @@ macro_rules! checks_as_another_machine {
     };
 }
 
+/// The checks of what goes by cooperative matrices.
+macro_rules! checks_with_matrices {
+    ($($kernel:ident: $($check:ident),+;)+) => {
+        mod on_gpu_with_matrices {
+            $(mod $kernel {
+                $(#[test]
+                fn $check() {
+                    if let Some(mut engine) = crate::engines::gpu_with_matrices() {
+                        crate::$kernel::$check(&mut *engine);
+                    }
+                })+
+            })+
+        }
+    };
+}
+
+checks_with_matrices! {
+    gram: ragged_batches, several_blocks, weights_of_attention, same_bits_alone;
+}
+
 checks_as_another_machine! {
     attention: with_a_base, hard_inputs, no_pairs, compact_arrays;
     key_gradient: ragged_batches, hard_inputs, many_rows;
@@ -103,7 +151,7 @@ checks_as_another_machine! {
     weights: ragged_batches, a_later_block, hard_inputs;
     effects: ragged_batches, hard_inputs;
     evaluate: same_bits_again_and_alone;
-    gram: ragged_batches, several_blocks;
+    gram: ragged_batches, several_blocks, weights_of_attention, same_bits_alone;
     rhs: ragged_batches, several_blocks;
     cholesky: ragged_batches, not_positive, many_pairs;
     solve: ragged_batches, many_pairs;
@@ -121,7 +169,7 @@ checks! {
     key_gradient: ragged_batches, hard_inputs, many_rows;
     evaluate: ragged_batches, hard_inputs, same_bits_again_and_alone;
     weights: ragged_batches, a_later_block, hard_inputs;
-    gram: ragged_batches, several_blocks;
+    gram: ragged_batches, several_blocks, weights_of_attention, same_bits_alone;
     rhs: ragged_batches, several_blocks;
     cholesky: ragged_batches, not_positive, many_pairs;
     solve: ragged_batches, many_pairs;

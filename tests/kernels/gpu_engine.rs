@@ -2,8 +2,8 @@
 
 use kvsculpt::Error;
 use kvsculpt::engine::{Dims, Engine, Head, History};
-use kvsculpt::gpu::Element;
-use kvsculpt::kernels::Machine;
+use kvsculpt::gpu::{Element, Gpu, Matrices, Selection};
+use kvsculpt::kernels::{GpuEngine, Machine};
 
 use crate::engines::gpu;
 
@@ -78,6 +78,23 @@ fn a_compact_array_is_refused_where_only_single_precision_is_read() {
     let mut trial = engine.zeros("trial", 64).unwrap();
     let outcome = engine.step(&table, &half, &single, &single, &mut trial);
     assert_eq!(outcome.is_err(), engine.gpu().has_half());
+}
+
+/// A device has the feature only where its selection asked for it.
+#[test]
+fn matrices_are_refused_on_a_device_opened_without_them() {
+    let gpu = Gpu::open(&Selection::default()).unwrap();
+    assert_eq!(gpu.matrices(), None);
+    let machine = Machine {
+        matrices: Some(Matrices { side: 8, subgroup: 8 }),
+        ..Machine::of(&gpu)
+    };
+    let mut engine = GpuEngine::as_machine(gpu, machine).unwrap();
+    let table = engine.table(DIMS, &[head(1, 1)]).unwrap();
+    let weights = engine.zeros("weights", 1).unwrap();
+    let mut gram = engine.zeros("gram", 1).unwrap();
+    let refused = engine.gram(&table, &weights, 0..1, &mut gram).unwrap_err().to_string();
+    assert!(refused.contains("cooperative matrices of gram_matrices.wgsl"), "{refused}");
 }
 
 /// 300 pairs, 64 channels, 4 bytes in each block; six blocks of 512 rows on a software driver.

@@ -62,6 +62,10 @@ pub(crate) struct EngineArguments {
     /// How much of the heads each of several adapters gets, e.g. 3,1 [default: all the same]
     #[arg(long, value_name = "COUNT,…", value_delimiter = ',', requires = "adapter")]
     pub(crate) shares: Vec<NonZeroU32>,
+    /// Let products go by the GPU's cooperative matrices (tensor cores; `kvsculpt devices` says which adapters have them). Experimental: as
+    /// exact as without, other in the last bits, and not measured on hardware yet. An adapter without them is refused
+    #[arg(long)]
+    pub(crate) cooperative_matrices: bool,
 }
 
 impl EngineArguments {
@@ -71,6 +75,7 @@ impl EngineArguments {
         Selection {
             backend: backend.map(|value| value.get_name().to_owned()),
             adapter: self.adapter.clone(),
+            cooperative_matrices: self.cooperative_matrices,
             ..Selection::default()
         }
     }

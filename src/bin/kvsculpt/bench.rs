@@ -88,6 +88,9 @@ struct MachineArguments {
     /// How much of the heads each of several adapters gets, e.g. 3,1
     #[arg(long, value_name = "COUNT,…", value_delimiter = ',', requires = "adapter")]
     shares: Vec<NonZeroU32>,
+    /// Let products go by the GPU's cooperative matrices; see `kvsculpt compress --help`
+    #[arg(long)]
+    cooperative_matrices: bool,
     /// The most memory that the arrays of heads worked on together may use, e.g. 2GiB
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<u64>,
@@ -102,6 +105,7 @@ impl MachineArguments {
             backend: self.backend.filter(|_| named),
             adapter: self.adapter.clone().filter(|_| named),
             shares: if named { self.shares.clone() } else { Vec::new() },
+            cooperative_matrices: self.cooperative_matrices && named,
         }
     }
 }

@@ -4,7 +4,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use kvsculpt::Result;
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::engine::Engine as _;
-use kvsculpt::gpu::{AdapterSummary, adapters};
+use kvsculpt::gpu::{AdapterSummary, Matrices, adapters};
 use serde::Serialize;
 
 use crate::arguments::EngineArguments;
@@ -105,6 +105,7 @@ fn table(devices: &Devices) -> String {
         "driver",
         "f16",
         "subgroups",
+        "matrices",
         "largest array",
     ]);
     for adapter in &devices.adapters {
@@ -120,6 +121,7 @@ fn table(devices: &Devices) -> String {
             format!("{} {}", adapter.driver, adapter.driver_info).trim().to_owned(),
             if adapter.half { "yes" } else { "no" }.to_owned(),
             subgroups(adapter.subgroup),
+            matrices(adapter),
             size(adapter.max_array_bytes),
         ]);
     }
@@ -138,5 +140,14 @@ fn subgroups(sizes: Option<(u32, u32)>) -> String {
         None => "no".to_owned(),
         Some((least, most)) if least == most => least.to_string(),
         Some((least, most)) => format!("{least}–{most}"),
+    }
+}
+
+/// The cooperative matrices that products can go by; `doctor` and --json tell of all.
+fn matrices(adapter: &AdapterSummary) -> String {
+    match adapter.matrices {
+        Some(Matrices { side, .. }) => format!("{side}×{side}"),
+        None if adapter.matrix_shapes.is_empty() => "no".to_owned(),
+        None => "others".to_owned(),
     }
 }

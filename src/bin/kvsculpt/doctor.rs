@@ -2,7 +2,7 @@
 
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::engine::Dims;
-use kvsculpt::gpu::{AdapterSummary, Selection, adapters};
+use kvsculpt::gpu::{AdapterSummary, Matrices, MatrixShape, Selection, adapters};
 use kvsculpt::kernels::{Machine as Kind, Spec};
 use kvsculpt::machine::{Choice, Machine, Preference, choose};
 use kvsculpt::self_test::{ALLOWED, Check};
@@ -21,7 +21,7 @@ use crate::{Talk, engine, print, print_json};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Test every adapter and the CPU engine
-    #[arg(long, conflicts_with_all = ["engine", "backend", "adapter", "shares"])]
+    #[arg(long, conflicts_with_all = ["engine", "backend", "adapter", "shares", "cooperative_matrices"])]
     all: bool,
     /// Channels of keys and values that are tried
     #[arg(long, value_name = "CHANNELS", value_delimiter = ',', default_value = "64,128", value_parser = channels)]
@@ -83,7 +83,7 @@ pub(crate) fn run(arguments: &Arguments, _talk: Talk) -> Result<()> {
         }
     }
     let findings = Findings {
-        adapters: found.into_iter().map(|summary| Adapter::new(summary, &arguments.dims)).collect(),
+        adapters: found.into_iter().map(|summary| Adapter::new(summary, arguments)).collect(),
         advice,
         allowed: ALLOWED,
         tested,
@@ -146,12 +146,16 @@ fn tried(machine: &mut Machine, dims: &[u32]) -> Tested {
 }
 
 impl Adapter {
-    fn new(summary: AdapterSummary, dims: &[u32]) -> Self {
+    fn new(summary: AdapterSummary, arguments: &Arguments) -> Self {
         let kind = Kind {
             software: summary.is_software,
             subgroups: summary.subgroup.is_some(),
+            matrices: summary.matrices.filter(|_| arguments.engine.cooperative_matrices),
         };
-        let specs = dims.iter().filter_map(|&dim| Spec::new(Dims { dim, value_dim: dim }, kind).ok());
+        let specs = arguments
+            .dims
+            .iter()
+            .filter_map(|&dim| Spec::new(Dims { dim, value_dim: dim }, kind).ok());
         Self {
             specs: specs.collect(),
             summary,
@@ -171,6 +175,8 @@ impl Adapter {
             workgroup_invocations,
             half,
             subgroup,
+            matrix_shapes,
+            matrices,
             lacks,
             ..
         } = &self.summary;
@@ -183,12 +189,20 @@ impl Adapter {
             size(u64::from(*workgroup_bytes)),
             yes(*half),
         );
+        if !matrix_shapes.is_empty() {
+            let use_of = match matrices {
+                Some(Matrices { side, .. }) => format!("products can go by {side}×{side} (--cooperative-matrices)"),
+                None => "none that products can go by".to_owned(),
+            };
+            let shapes: Vec<String> = matrix_shapes.iter().map(MatrixShape::to_string).collect();
+            text += &format!("  cooperative matrices {}; {use_of}\n", shapes.join(", "));
+        }
         if let Some(lacks) = lacks {
             return text + &format!("  cannot be used: {lacks}\n");
         }
         for spec in &self.specs {
             text += &format!(
-                "  kernels for {} channels: attention {} rows × {} pairs, keys {} lanes, scores {} rows, gradient {} rows, sums {} lanes, gram {} lanes\n",
+                "  kernels for {} channels: attention {} rows × {} pairs, keys {} lanes, scores {} rows, gradient {} rows, sums {} lanes, gram {}\n",
                 spec.dims.dim,
                 spec.attention_lanes,
                 spec.attention_tile,
@@ -196,7 +210,10 @@ impl Adapter {
                 spec.score_tile,
                 spec.gradient_tile,
                 spec.reduce_lanes,
-                spec.gram_lanes
+                match spec.matrices {
+                    Some(Matrices { side, .. }) => format!("{side}×{side} matrices"),
+                    None => format!("{} lanes", spec.gram_lanes),
+                }
             );
         }
         text
