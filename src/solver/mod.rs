@@ -74,8 +74,8 @@ pub struct Request {
     pub layers: Option<Vec<usize>>,
     /// How keys and values are to be stored; `None`: as in the capture.
     pub dtype: Option<Dtype>,
-    /// What the result is to be written as, whose bytes [`Target::Bytes`](crate::options::Target::Bytes) and estimates count; `None`: a compressed
-    /// cache. No more than that: whether the target can hold the result, [`Target::check`](crate::formats::Target::check) says.
+    /// What the result is to be written as, whose bytes [`Target::Bytes`] and estimates count; `None`: a compressed
+    /// cache. No more than that: whether the target can hold the result, [`formats::Target::check`] says.
     pub written_as: Option<formats::Target>,
     /// The length of every head, in place of what the options say of it.
     pub budgets: Option<Budgets>,
