@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::gate::{Answer, Gate};
 use super::pace::Pace;
 use super::table::Table;
-use crate::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History, WEIGHT_ROWS};
+use crate::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History, Uploader, WEIGHT_ROWS};
 use crate::error::Result;
 
 /// Operations handed over and not waited for: however little is foretold of them.
@@ -179,6 +179,11 @@ impl<E: Engine> Engine for Portions<'_, E> {
 
     fn upload_compact(&mut self, label: &'static str, data: &[f32]) -> Result<E::Array> {
         self.portion("upload_compact", data.len() as f64, |engine| engine.upload_compact(label, data))
+    }
+
+    fn uploader(&self) -> Option<Box<dyn Uploader<E::Array> + Send>> {
+        // On another thread it would be at the device without leave.
+        None
     }
 
     fn write(&mut self, array: &mut E::Array, data: &[f32]) -> Result<()> {

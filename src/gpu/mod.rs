@@ -43,6 +43,7 @@ mod reflect;
 mod source;
 mod timing;
 mod uniformity;
+mod uploader;
 
 pub use adapter::{AdapterSummary, Selection, adapters, chosen};
 pub use array::{Array, Element};
@@ -51,4 +52,5 @@ pub use kernel::Kernel;
 pub use reflect::{Binding, Reflection, reflect};
 pub use source::Source;
 pub use timing::Timing;
+pub(crate) use uploader::Uploader;
 pub use wgpu;

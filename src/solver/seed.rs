@@ -1,7 +1,8 @@
 //! Which pairs of the zone a head starts from.
 
+use super::inputs::FullCache;
 use super::problem::Problem;
-use super::rowset::{FullCache, RowSet};
+use super::rowset::RowSet;
 use crate::batch::{Shape, layout};
 use crate::engine::Engine;
 use crate::error::Result;
@@ -14,7 +15,7 @@ pub(crate) fn ranked<E: Engine>(
     problems: &[&Problem],
     shapes: &[Shape],
     rows: &RowSet<E>,
-    cache: &FullCache<E>,
+    cache: &FullCache<E::Array>,
     scale: f32,
     ranking: Ranking,
 ) -> Result<Vec<Vec<usize>>> {
