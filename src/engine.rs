@@ -622,6 +622,20 @@ pub trait Engine {
         Exchange::default()
     }
 
+    /// The most bytes that arrays and tables, the engine's own among them, took on the device at one time since this was asked last; `None`
+    /// where the engine has no memory but the host's. A fresh device begins anew.
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::Engine};
+    ///
+    /// // Its arrays are among what the host's allocator counts.
+    /// assert_eq!(CpuEngine::new().take_peak_bytes(), None);
+    /// # }
+    /// ```
+    fn take_peak_bytes(&mut self) -> Option<u64> {
+        None
+    }
+
     /// A round of key steps begins. An engine that is watched counts what it takes, up to where it ends; others need not listen.
     /// ```
     /// # #[cfg(feature = "cpu")] {

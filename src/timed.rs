@@ -297,6 +297,10 @@ impl<E: Engine> Engine for Timed<'_, E> {
         self.engine.exchanged()
     }
 
+    fn take_peak_bytes(&mut self) -> Option<u64> {
+        self.engine.take_peak_bytes()
+    }
+
     fn round_begins(&mut self) {
         self.round = Some(self.so_far());
         self.engine.round_begins();

@@ -210,6 +210,10 @@ impl<E: Engine> Engine for Portions<'_, E> {
         self.engine.exchanged()
     }
 
+    fn take_peak_bytes(&mut self) -> Option<u64> {
+        self.engine.take_peak_bytes()
+    }
+
     fn round_begins(&mut self) {
         self.engine.round_begins();
     }

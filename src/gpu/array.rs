@@ -1,7 +1,7 @@
 //! Arrays on the device.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use half::f16;
@@ -34,17 +34,50 @@ pub enum Element {
     Row,
 }
 
-/// The numbers of arrays and kernels that are gone.
+/// The numbers of arrays and kernels that are gone, and what all arrays take that are there or not yet forgotten.
 #[derive(Debug, Default)]
-pub(super) struct Graveyard(Mutex<Vec<u64>>);
+pub(super) struct Graveyard(Mutex<Plots>);
+
+#[derive(Debug, Default)]
+struct Plots {
+    dead: Vec<u64>,
+    /// Bytes of the dead, which bind groups still hold.
+    dead_bytes: u64,
+    /// Bytes of all.
+    bytes: u64,
+    /// The most that was.
+    peak: u64,
+}
 
 impl Graveyard {
-    pub(super) fn bury(&self, identity: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(identity);
+    fn plots(&self) -> MutexGuard<'_, Plots> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an array that is made.
+    fn register(&self, bytes: u64) {
+        let mut plots = self.plots();
+        plots.bytes += bytes;
+        plots.peak = plots.peak.max(plots.bytes);
+    }
+
+    pub(super) fn bury(&self, identity: u64, bytes: u64) {
+        let mut plots = self.plots();
+        plots.dead.push(identity);
+        plots.dead_bytes += bytes;
     }
 
     pub(super) fn empty(&self) -> Vec<u64> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut plots = self.plots();
+        plots.bytes -= std::mem::take(&mut plots.dead_bytes);
+        std::mem::take(&mut plots.dead)
+    }
+
+    /// The most bytes that arrays took at one time since this was asked last.
+    fn take_peak(&self) -> u64 {
+        let mut plots = self.plots();
+        let now = plots.bytes - plots.dead_bytes;
+        std::mem::replace(&mut plots.peak, now)
     }
 }
 
@@ -81,7 +114,7 @@ pub struct Array {
 
 impl Drop for Array {
     fn drop(&mut self) {
-        self.graveyard.bury(self.identity);
+        self.graveyard.bury(self.identity, self.buffer.size());
     }
 }
 
@@ -216,6 +249,12 @@ impl Gpu {
         Ok(())
     }
 
+    /// The most bytes that arrays and tables took at one time since this was asked last.
+    pub(crate) fn take_peak_bytes(&mut self) -> u64 {
+        self.drop_dead_bind_groups();
+        self.graveyard.take_peak()
+    }
+
     /// The device as far as arrays are made and written on it.
     fn door(&self) -> Door<'_> {
         Door {
@@ -249,6 +288,7 @@ impl Door<'_> {
         let bytes = (len as u64).saturating_mul(element_bytes as u64);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let buffer = self.buffer(label, bytes, usage)?;
+        graveyard.register(buffer.size());
         Ok(Array {
             buffer,
             identity: new_identity(),

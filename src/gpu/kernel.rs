@@ -43,7 +43,7 @@ pub struct Kernel<P> {
 
 impl<P> Drop for Kernel<P> {
     fn drop(&mut self) {
-        self.graveyard.bury(self.identity);
+        self.graveyard.bury(self.identity, 0);
     }
 }
 

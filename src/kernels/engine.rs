@@ -287,6 +287,10 @@ impl Engine for GpuEngine {
         }
     }
 
+    fn take_peak_bytes(&mut self) -> Option<u64> {
+        Some(self.gpu.take_peak_bytes())
+    }
+
     fn copy_pairs(&mut self, table: &Table, width: u32, source: &Array, target: &mut Array) -> Result<()> {
         let (kernels, gpu) = self.parts(table.dims)?;
         ready(&mut kernels.copy_pairs, || CopyPairs::new(gpu, &kernels.spec))?.record(gpu, table, width, source, target)

@@ -7,7 +7,7 @@ use super::Timings;
 use super::ahead::Ahead;
 use super::chunks;
 use super::coming::{Coming, First, Uploading};
-use super::fit::{Fitted, fit};
+use super::fit::{Fitted, fit, timed};
 use super::inputs::Inputs;
 use super::jobs::Task;
 use super::problem::Problem;
@@ -237,7 +237,6 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
         std::thread::scope(|scope| {
             let mut inputs = self.first.take();
             for (wave, next) in waves.iter().zip(waves.iter().skip(1).map(Some).chain([None])) {
-                tracing::debug!(heads = wave.heads.len(), bytes = wave.bytes, ahead = wave.ahead.bytes(), "batch");
                 let of_batch = work_of(wave);
                 let mut watch = |part: f64| {
                     let fraction = (work_done as f64 + part * of_batch as f64) / work as f64;
@@ -262,15 +261,15 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
                     .and_then(|next| Uploading::start(scope, self.engine.uploader()?, members(next)));
                 let members = members(wave);
                 let inputs_now = inputs.take().filter(|inputs| inputs.is_of(&members));
+                let (bytes, ahead, is_uploaded) = (wave.bytes, wave.ahead.bytes(), inputs_now.is_some());
+                tracing::debug!(heads = members.len(), bytes, ahead, is_uploaded, "batch");
                 let found = stage(self.engine, (&members, inputs_now), self.task.scale, timings, &mut watch)?;
                 hand_over(self, &wave.heads, found, timings)?;
                 done += wave.heads.len();
                 work_done += of_batch;
-                let started = Instant::now();
-                inputs = uploading.and_then(Uploading::finish);
-                let waited = started.elapsed().as_secs_f64();
-                tracing::debug!(is_there = inputs.is_some(), waited, "uploaded ahead");
-                timings.teacher += waited;
+                if let Some(uploading) = uploading {
+                    inputs = timed(&mut timings.teacher, || Ok(uploading.finish()))?;
+                }
             }
             Ok(())
         })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::ahead::Ahead;
 use super::inputs::Inputs;
@@ -50,16 +50,23 @@ impl<'scope, A: Send + 'scope> Uploading<'scope, A> {
 
     /// Waits for it; `None` where it could not be done, and is to be done now.
     pub(super) fn finish(self) -> Option<Inputs<A>> {
+        let started = Instant::now();
         let found = self.thread.join();
         drop(self.wanted);
+        tracing::debug!(seconds = started.elapsed().as_secs_f64(), "waited for what is uploaded ahead");
         found.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
     }
 }
 
 /// Uploads ahead. What fails is left for when it is needed: then there may be room, and else whoever needs it says what is wrong.
 fn uploaded<A>(by: &mut dyn Uploader<A>, problems: &[&Problem], stop: &AtomicBool) -> Option<Inputs<A>> {
+    let started = Instant::now();
     match Inputs::upload(by, problems, &|| stop.load(Ordering::Relaxed)) {
-        Ok(inputs) => inputs,
+        Ok(inputs) => {
+            let (heads, seconds) = (problems.len(), started.elapsed().as_secs_f64());
+            tracing::debug!(heads, seconds, "uploaded ahead");
+            inputs
+        }
         Err(error) => {
             tracing::debug!(%error, "nothing is uploaded ahead");
             None

@@ -97,3 +97,78 @@ impl Packing {
         (bytes.saturating_add(beginning.bytes()) <= self.budget.total).then_some(beginning)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Dims;
+
+    fn shape(free: u32) -> Shape {
+        Shape {
+            dims: Dims { dim: 64, value_dim: 64 },
+            tokens: 2048,
+            fixed: 68,
+            free,
+            solved: free,
+            training: 1000,
+            validation: 10,
+            probe: 10,
+        }
+    }
+
+    fn packing(total: u64, uploads: bool) -> Packing {
+        Packing {
+            history: 10,
+            budget: Budget { total, array: u64::MAX },
+            at_once: None,
+            chunks: false,
+            uploads,
+        }
+    }
+
+    /// Whatever the memory: every head once, what comes next counted, and never many more batches for it.
+    #[test]
+    fn batches_leave_room_for_what_the_next_begins_with() {
+        let shapes: Vec<Shape> = (0..24).map(|head| shape(50 + 13 * (head % 7))).collect();
+        let least = need(&[shape(128)], 10, 0);
+        let (mut ahead, mut apart) = (0, 0);
+        for twentieths in 20..400 {
+            let total = least * twentieths / 20;
+            let plain = packing(total, false).waves(&shapes, |_| 0).unwrap();
+            assert!(plain.iter().all(|wave| wave.ahead == Beginning::default()));
+            let waves = packing(total, true).waves(&shapes, |_| 0).unwrap();
+            let mut heads: Vec<usize> = waves.iter().flat_map(|wave| wave.heads.clone()).collect();
+            heads.sort_unstable();
+            assert!(heads.into_iter().eq(0..24));
+            assert!(4 * waves.len() <= 5 * plain.len());
+            for (number, wave) in waves.iter().enumerate() {
+                let members: Vec<Shape> = wave.heads.iter().map(|&head| shapes[head]).collect();
+                assert_eq!(wave.bytes, need(&members, 10, 0));
+                assert!(wave.bytes + wave.ahead.bytes() <= total);
+                let Some(next) = waves.get(number + 1) else {
+                    assert_eq!(wave.ahead, Beginning::default());
+                    continue;
+                };
+                let next: Vec<Shape> = next.heads.iter().map(|&head| shapes[head]).collect();
+                match packing(total, true).beside(wave.bytes, &next) {
+                    Some(beginning) => {
+                        assert_eq!(wave.ahead, beginning);
+                        ahead += 1;
+                    }
+                    None => apart += 1,
+                }
+            }
+        }
+        assert!(ahead > 0 && apart > 0, "{ahead} {apart}");
+    }
+
+    #[test]
+    fn a_beginning_is_what_is_uploaded() {
+        let (shape, floats) = (shape(100), 64 * (2 * (2048 + 68) + 1020));
+        let whole = Beginning::of(&[shape], false);
+        assert_eq!((whole.device, whole.host), (4 * floats, 8 * 64 * 2048));
+        let chunk = Beginning::of(&[shape], true);
+        assert_eq!(chunk.device - whole.device, 4 * 2 * 68 * 1020);
+        assert_eq!(Beginning::of(&[], true).bytes(), 0);
+    }
+}
