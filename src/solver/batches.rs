@@ -123,19 +123,20 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
         })
     }
 
-    /// The first batch of a slice that is still to be read, of which these heads are open, and bytes of what it begins with. Chunks are to
-    /// be told of each other first, which the engine does.
+    /// The first batch of a slice that is still to be read, of which these heads are open, and bytes of what it begins with. What chunks
+    /// know of each other is not among it: the engine tells them when they are there.
     fn first_of(&self, slice: &Slice, open: &[usize], stage: Stage<'_>) -> Result<Option<(First<E::Array>, u64)>> {
         let (engine, supply) = (&*self.engine, self.task.supply);
-        let Some(by) = engine.uploader().filter(|_| supply.chunks.len() == 1) else {
+        let Some(by) = engine.uploader() else {
             return Ok(None);
         };
         let mut shapes = Vec::with_capacity(open.len());
         for &head in open {
             shapes.extend(supply.shapes(head, stage)?.into_iter().filter(|shape| stage.works_on(shape)));
         }
-        let packing = self.packing(slice, stage.history());
-        let Some(wave) = packing.waves(&shapes, |shapes| scratch(engine, shapes))?.into_iter().next() else {
+        // What does not fit says so when its time comes, and then the slices before it are finished.
+        let waves = self.packing(slice, stage.history()).waves(&shapes, |shapes| scratch(engine, shapes));
+        let Some(wave) = waves.unwrap_or_default().into_iter().next() else {
             return Ok(None);
         };
         let members: Vec<Shape> = wave.heads.iter().map(|&member| shapes[member]).collect();

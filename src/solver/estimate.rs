@@ -6,7 +6,7 @@ use super::batches::{history, packing, scratch};
 use super::chunks::even;
 use super::compress::{check, chosen_layers};
 use super::supply::{Stage, Supply};
-use super::waves::Packing;
+use super::waves::{Beginning, Packing};
 use super::{Request, size};
 use crate::batch::{Shape, Workspace};
 use crate::cache::Capture;
@@ -40,7 +40,7 @@ pub struct Estimate {
     /// Bytes of host memory: the heads that are there together and the short cache, in single precision; on a CPU engine those of the device
     /// come on top.
     pub host_bytes: u64,
-    /// Bytes of the largest batch's arrays on the machine, the engine's own among them.
+    /// Bytes of the largest batch's arrays on the machine, the engine's own among them, and what is uploaded of the next meanwhile.
     pub device_bytes: u64,
     /// Batches.
     pub batches: usize,
@@ -134,9 +134,10 @@ pub(super) fn needs<E: Engine>(engine: &E, supply: &Supply<'_>, free: &[Vec<usiz
         for wave in waves {
             let members: Vec<Shape> = wave.heads.iter().map(|&head| shapes[head]).collect();
             let bytes = Workspace::new(&members, history).bytes() + scratch(engine, &members);
-            let beside = before.take().and_then(|(packing, taken, bytes)| Some(bytes + packing.beside(taken, &members)?.device));
+            let beginning = Beginning::of(&members, false);
+            let beside = before.take().and_then(|(packing, taken, bytes)| Some(bytes + packing.beside(taken, beginning)?.device));
             found.device_bytes = found.device_bytes.max(bytes + wave.ahead.device).max(beside.unwrap_or(0));
-            before = (slice.ahead > 0 && packing.uploads && !packing.chunks).then_some((packing, wave.bytes, bytes));
+            before = (slice.ahead > 0 && packing.uploads).then_some((packing, wave.bytes, bytes));
         }
     }
     Ok(found)

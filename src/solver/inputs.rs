@@ -64,38 +64,42 @@ pub(crate) struct Given<A> {
     pub(super) queries: A,
     /// Floats of the queries.
     pub(super) floats: usize,
-    /// Where heads are cut into chunks, whose others are in both teacher and student.
+    /// Of heads that are cut into chunks, where these knew of each other by then.
     pub(super) parts: Option<Parts<A>>,
 }
 
-/// What chunks know of their heads.
+/// What chunks know of their heads: the others' state is in both teacher and student.
 #[derive(Debug)]
 pub(super) struct Parts<A> {
     pub(super) teacher: A,
     pub(super) others: A,
 }
 
-impl<A> Given<A> {
-    pub(super) fn upload(by: &mut dyn Uploader<A>, problems: &[&Problem], dims: Dims, kind: Kind) -> Result<Self> {
-        let queries = joined(problems.iter().map(|problem| kind.rows(&problem.rows)));
-        let floats = queries.len();
-        let queries = by.upload("queries", &queries)?;
+impl<A> Parts<A> {
+    /// `None` where heads are not cut, or their chunks do not know of each other yet.
+    pub(super) fn upload(by: &mut dyn Uploader<A>, problems: &[&Problem], dims: Dims, kind: Kind) -> Result<Option<Self>> {
+        if problems.iter().all(|problem| problem.part.is_none()) {
+            return Ok(None);
+        }
         let parts = |state: for<'a> fn(&'a Part, &Rows, Kind, Dims) -> &'a [f32]| -> Vec<f32> {
             let chunks = problems.iter().filter_map(|problem| Some((problem.part.as_ref()?, &problem.rows)));
             joined(chunks.map(|(part, rows)| state(part, rows, kind, dims)))
         };
-        let is_cut = problems.iter().any(|problem| problem.part.is_some());
+        Ok(Some(Self {
+            teacher: by.upload("teacher", &parts(Part::teacher))?,
+            others: by.upload("others", &parts(Part::others))?,
+        }))
+    }
+}
+
+impl<A> Given<A> {
+    pub(super) fn upload(by: &mut dyn Uploader<A>, problems: &[&Problem], dims: Dims, kind: Kind) -> Result<Self> {
+        let queries = joined(problems.iter().map(|problem| kind.rows(&problem.rows)));
+        let floats = queries.len();
         Ok(Self {
-            queries,
+            queries: by.upload("queries", &queries)?,
             floats,
-            parts: if is_cut {
-                Some(Parts {
-                    teacher: by.upload("teacher", &parts(Part::teacher))?,
-                    others: by.upload("others", &parts(Part::others))?,
-                })
-            } else {
-                None
-            },
+            parts: Parts::upload(by, problems, dims, kind)?,
         })
     }
 }
@@ -139,9 +143,8 @@ impl<A> Inputs<A> {
 }
 
 /// A problem's layer, head and chunk.
-type Place = (usize, usize, Option<usize>);
+type Place = (usize, usize, usize);
 
 fn places(problems: &[&Problem]) -> Vec<Place> {
-    let chunk = |problem: &Problem| problem.part.as_ref().map(|part| part.number);
-    problems.iter().map(|problem| (problem.layer, problem.head, chunk(problem))).collect()
+    problems.iter().map(|problem| (problem.layer, problem.head, problem.chunk)).collect()
 }

@@ -85,6 +85,11 @@ impl<E: Engine> RowSet<E> {
         };
         let Given { queries, floats, parts } = given;
         let floats = floats / dims.dim as usize * dims.state_row() as usize;
+        let parts = match parts {
+            Some(parts) => Some(parts),
+            // Those of a slice's first batch know of each other only since it began.
+            None => Parts::upload(&mut AtOnce(engine), problems, dims, kind)?,
+        };
         let (teacher, others) = match parts {
             Some(Parts { teacher, others }) => (teacher, Some(others)),
             None => {

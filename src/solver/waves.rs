@@ -80,7 +80,7 @@ impl Packing {
         for heads in batches {
             let shapes = sizes(&heads);
             if let Some(before) = waves.last_mut().filter(|_| self.uploads) {
-                before.ahead = self.beside(before.bytes, &shapes).unwrap_or_default();
+                before.ahead = self.beside(before.bytes, Beginning::of(&shapes, self.chunks)).unwrap_or_default();
             }
             waves.push(Wave {
                 heads,
@@ -91,9 +91,8 @@ impl Packing {
         Ok(waves)
     }
 
-    /// What a batch of these heads begins with, where that finds room beside one that takes so many bytes.
-    pub(super) fn beside(self, bytes: u64, next: &[Shape]) -> Option<Beginning> {
-        let beginning = Beginning::of(next, self.chunks);
+    /// What a batch begins with, where that finds room beside one that takes so many bytes.
+    pub(super) fn beside(self, bytes: u64, beginning: Beginning) -> Option<Beginning> {
         (bytes.saturating_add(beginning.bytes()) <= self.budget.total).then_some(beginning)
     }
 }
@@ -150,7 +149,7 @@ mod tests {
                     continue;
                 };
                 let next: Vec<Shape> = next.heads.iter().map(|&head| shapes[head]).collect();
-                match packing(total, true).beside(wave.bytes, &next) {
+                match packing(total, true).beside(wave.bytes, Beginning::of(&next, false)) {
                     Some(beginning) => {
                         assert_eq!(wave.ahead, beginning);
                         ahead += 1;
