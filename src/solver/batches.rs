@@ -76,7 +76,13 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
     ) -> Result<Vec<T>> {
         let (engine, supply) = (&*self.engine, self.task.supply);
         let slices = supply.slices(stage, |shapes| scratch(engine, shapes))?;
-        let open = |slice: &Slice| slice.heads.clone().filter(|&head| done.get(head) != Some(&true)).collect::<Vec<usize>>();
+        let open = |slice: &Slice| {
+            slice
+                .heads
+                .clone()
+                .filter(|&head| done.get(head) != Some(&true))
+                .collect::<Vec<usize>>()
+        };
         let read = move |head| supply.read(head, stage);
         std::thread::scope(|scope| {
             let mut found = Vec::new();
@@ -135,7 +141,9 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
             shapes.extend(supply.shapes(head, stage)?.into_iter().filter(|shape| stage.works_on(shape)));
         }
         // What does not fit says so when its time comes, and then the slices before it are finished.
-        let waves = self.packing(slice, stage.history()).waves(&shapes, |shapes| scratch(engine, shapes));
+        let waves = self
+            .packing(slice, stage.history())
+            .waves(&shapes, |shapes| scratch(engine, shapes));
         let Some(wave) = waves.unwrap_or_default().into_iter().next() else {
             return Ok(None);
         };

@@ -44,7 +44,10 @@ impl<'scope, A: Send + 'scope> Uploading<'scope, A> {
         let wanted = Wanted::default();
         let stop = Arc::clone(&wanted.0);
         let upload = move || uploaded(by.as_mut(), &problems, &stop);
-        let thread = Builder::new().name("kvsculpt uploads".to_owned()).spawn_scoped(scope, upload).ok()?;
+        let thread = Builder::new()
+            .name("kvsculpt uploads".to_owned())
+            .spawn_scoped(scope, upload)
+            .ok()?;
         Some(Self { thread, wanted })
     }
 
@@ -109,7 +112,13 @@ impl<A: Send + 'static> Coming<A> {
         let (room, has_room) = channel();
         let (sender, arrived) = channel();
         let follow = move || {
-            let is_wanted = || if stop.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) };
+            let is_wanted = || {
+                if stop.load(Ordering::Relaxed) {
+                    Err(Error::Cancelled)
+                } else {
+                    Ok(())
+                }
+            };
             let found = reading.all(is_wanted).map(|heads| {
                 while has_room.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout) && is_wanted().is_ok() {}
                 let open: Vec<&Problem> = heads.iter().flatten().filter(|problem| (first.is_open)(problem)).collect();
@@ -120,7 +129,10 @@ impl<A: Send + 'static> Coming<A> {
             // Whoever waits may be gone.
             let _ = sender.send(found);
         };
-        Builder::new().name("kvsculpt follows".to_owned()).spawn_scoped(scope, follow).ok()?;
+        Builder::new()
+            .name("kvsculpt follows".to_owned())
+            .spawn_scoped(scope, follow)
+            .ok()?;
         Some((Self { arrived, _wanted: wanted }, room))
     }
 

@@ -135,7 +135,9 @@ pub(super) fn needs<E: Engine>(engine: &E, supply: &Supply<'_>, free: &[Vec<usiz
             let members: Vec<Shape> = wave.heads.iter().map(|&head| shapes[head]).collect();
             let bytes = Workspace::new(&members, history).bytes() + scratch(engine, &members);
             let beginning = Beginning::of(&members, false);
-            let beside = before.take().and_then(|(packing, taken, bytes)| Some(bytes + packing.beside(taken, beginning)?.device));
+            let beside = before
+                .take()
+                .and_then(|(packing, taken, bytes)| Some(bytes + packing.beside(taken, beginning)?.device));
             found.device_bytes = found.device_bytes.max(bytes + wave.ahead.device).max(beside.unwrap_or(0));
             before = (slice.ahead > 0 && packing.uploads).then_some((packing, wave.bytes, bytes));
         }

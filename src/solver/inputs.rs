@@ -146,5 +146,8 @@ impl<A> Inputs<A> {
 type Place = (usize, usize, usize);
 
 fn places(problems: &[&Problem]) -> Vec<Place> {
-    problems.iter().map(|problem| (problem.layer, problem.head, problem.chunk)).collect()
+    problems
+        .iter()
+        .map(|problem| (problem.layer, problem.head, problem.chunk))
+        .collect()
 }

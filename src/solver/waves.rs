@@ -63,7 +63,9 @@ impl Packing {
     /// As [`schedule`].
     pub(super) fn waves(self, shapes: &[Shape], scratch: impl Fn(&[Shape]) -> u64) -> Result<Vec<Wave>> {
         let packed = |beside: &dyn Fn(&[Shape]) -> u64| {
-            let batches = schedule(shapes, self.history, self.budget, |shapes| scratch(shapes).saturating_add(beside(shapes)))?;
+            let batches = schedule(shapes, self.history, self.budget, |shapes| {
+                scratch(shapes).saturating_add(beside(shapes))
+            })?;
             Ok(no_larger(batches, self.at_once))
         };
         let mut batches = packed(&|_| 0)?;

@@ -83,15 +83,42 @@ fn bench_measures_every_combination_and_names_the_machine_in_each_row() {
         table.lines().count() >= 5 && table.contains("heads/s") && table.contains("CPU, "),
         "{table}"
     );
-    assert!(table.contains("device") && table.contains("host") && table.contains("KiB"), "{table}");
+    assert!(
+        table.contains("device") && table.contains("host") && table.contains("KiB"),
+        "{table}"
+    );
 }
 
 /// What the device and the host take at most, in every row; with less memory in several waves, and both within it.
 #[test]
 fn bench_tells_what_memory_was_taken_and_keeps_within_it() {
     let of = |memory: &[&str]| -> Value {
-        let engine = ["bench", "--engine", "gpu", "--dim", "8", "--group", "2", "--steps", "1", "--repetitions", "1"];
-        let shape = ["--warm-up", "0", "--kv-heads", "8", "--tokens", "256", "--probes", "0", "--method", "select-fit", "--json"];
+        let engine = [
+            "bench",
+            "--engine",
+            "gpu",
+            "--dim",
+            "8",
+            "--group",
+            "2",
+            "--steps",
+            "1",
+            "--repetitions",
+            "1",
+        ];
+        let shape = [
+            "--warm-up",
+            "0",
+            "--kv-heads",
+            "8",
+            "--tokens",
+            "256",
+            "--probes",
+            "0",
+            "--method",
+            "select-fit",
+            "--json",
+        ];
         serde_json::from_str(succeeded(&run(&[&engine, shape.as_slice(), memory].concat()))).expect("JSON")
     };
     let number = |row: &Value, name: &str| row[name].as_u64().expect("a number");

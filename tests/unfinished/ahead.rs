@@ -163,6 +163,10 @@ fn a_gpu_is_given_the_next_wave_while_it_works() {
         assert_same(what, &found, &whole);
         assert!(traffic.writes_ahead > 0, "{what}");
         let peak = at_most(&mut engine);
-        assert!(peak <= 2 * least && peak < in_one_wave, "{what}: {peak} bytes of {}, {in_one_wave}", 2 * least);
+        assert!(
+            peak <= 2 * least && peak < in_one_wave,
+            "{what}: {peak} bytes of {}, {in_one_wave}",
+            2 * least
+        );
     }
 }

@@ -175,8 +175,8 @@ pub(super) fn table(rows: &[Row]) -> String {
         .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header([
-        "method", "keep", "layers", "KV heads", "group", "dim", "tokens", "seconds", "heads/s", "tokens/s", "device", "host", "read", "budgets",
-        "teacher", "values", "keys", "judge", "machine",
+        "method", "keep", "layers", "KV heads", "group", "dim", "tokens", "seconds", "heads/s", "tokens/s", "device", "host", "read",
+        "budgets", "teacher", "values", "keys", "judge", "machine",
     ]);
     for row in rows {
         let stages = &row.stages;
