@@ -69,6 +69,8 @@ pub(crate) struct Faulty<E: Engine> {
     /// Uploads from other threads, where there are any.
     pub(crate) makes: Option<Makes<E::Array>>,
     pub(crate) ahead: Arc<Ahead>,
+    /// What it claims to need beside the caller's arrays, where that is not to depend on the processor's threads.
+    pub(crate) scratch: Option<u64>,
     is_lost: bool,
 }
 
@@ -89,6 +91,7 @@ impl<E: Engine> Faulty<E> {
                 arrays: AtomicU64::new(0),
                 fails_from: AtomicU64::new(u64::MAX),
             }),
+            scratch: None,
             is_lost: false,
         }
     }
@@ -164,7 +167,7 @@ impl<E: Engine> Engine for Faulty<E> {
     }
 
     fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64 {
-        self.engine.scratch_bytes(dims, heads)
+        self.scratch.unwrap_or_else(|| self.engine.scratch_bytes(dims, heads))
     }
 
     fn table(&mut self, dims: Dims, heads: &[Head]) -> Result<E::Table> {
