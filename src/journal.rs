@@ -36,152 +36,25 @@
 //! floats, little-endian. Records are added and never changed. One that is cut off or damaged ends the file: it and what follows is
 //! dropped. Of two heads of the same free pairs either will do.
 
+mod origin;
+mod record;
+#[cfg(test)]
+mod tests;
+
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+pub use origin::Origin;
+use record::{Contents, MAGIC, cbor, check_magic, record};
 
-use crate::batch::Shard;
-use crate::cache::{Capture, hexadecimal, unreadable, unwritable};
-use crate::solver::{Finished, FinishedHead, Lengths, Observer, Outcome, Request};
+use crate::cache::{unreadable, unwritable};
+use crate::solver::{Finished, FinishedHead, Lengths, Observer};
 use crate::{Error, Result};
 
-/// How such a file begins.
-const MAGIC: &[u8] = b"kvsculpt journal 1\n";
-/// Bytes of a record beside its contents.
-const AROUND: u64 = 1 + 8 + 8;
 /// What is written is brought to the disk this often, for the case that the power goes; a process that dies loses nothing that is written.
 const SYNC: Duration = Duration::from_secs(1);
-
-/// What a journal's heads were made of and by: another origin may give other bytes.
-///
-/// ```
-/// # #[cfg(feature = "cpu")] {
-/// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
-/// use kvsculpt::{journal::Origin, solver::Request};
-///
-/// let request = Request::default();
-/// let origin = Origin::new(&capture, &request, "the CPU engine")?;
-/// // Memory changes no byte of the result, so it is no part of the origin.
-/// let less = Request { memory: Some(1 << 28), ..request };
-/// assert_eq!(Origin::new(&capture, &less, "the CPU engine")?, origin);
-/// # }
-/// # Ok::<(), kvsculpt::Error>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Origin {
-    /// The release of this crate.
-    tool: String,
-    /// The capture's digest.
-    source: String,
-    /// Engine and adapter in words.
-    machine: String,
-    /// The options, as JSON.
-    options: String,
-    /// The rest that decides the result: layers, dtype, budgets and weights of the request, and what the capture says of itself.
-    rest: String,
-    /// Which part of the heads, where it is not all.
-    #[serde(default)]
-    shard: Option<String>,
-}
-
-impl Origin {
-    /// What a compression of this capture is of. Memory is not part of it: it changes no byte.
-    ///
-    /// ```
-    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
-    /// use kvsculpt::{journal::Origin, solver::Request};
-    ///
-    /// let (default, mut shorter) = (Request::default(), Request::default());
-    /// shorter.options.keep = 0.2;
-    /// assert_ne!(Origin::new(&capture, &default, "a GPU")?, Origin::new(&capture, &shorter, "a GPU")?);
-    /// # Ok::<(), kvsculpt::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// A capture that cannot be read.
-    pub fn new(capture: &Capture, request: &Request, machine: &str) -> Result<Self> {
-        let options = serde_json::to_string(&request.options)
-            .map_err(|error| Error::file(&capture.path, format!("options cannot be written down: {error}")))?;
-        // The metadata say how a capture's numbers are to be understood, and which queries stand in for its own.
-        let rest = format!(
-            "{:?}",
-            (
-                &request.layers,
-                request.dtype,
-                &request.budgets,
-                &request.weights,
-                &capture.metadata
-            )
-        );
-        Ok(Self {
-            tool: env!("CARGO_PKG_VERSION").into(),
-            source: capture.digest()?,
-            machine: machine.into(),
-            options,
-            rest: hexadecimal(&Sha256::digest(rest)),
-            shard: None,
-        })
-    }
-
-    /// The same, of these heads alone.
-    ///
-    /// ```
-    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
-    /// use kvsculpt::{batch::Shard, journal::Origin, solver::Request};
-    ///
-    /// let whole = Origin::new(&capture, &Request::default(), "a GPU")?;
-    /// assert_ne!(whole.clone().of_shard(Shard::new(0, 2)?), whole);
-    /// assert_eq!(whole.clone().of_shard(Shard::WHOLE), whole);
-    /// # Ok::<(), kvsculpt::Error>(())
-    /// ```
-    #[must_use]
-    pub fn of_shard(self, shard: Shard) -> Self {
-        Self {
-            shard: (shard != Shard::WHOLE).then(|| shard.to_string()),
-            ..self
-        }
-    }
-
-    /// What differs, for a sentence that begins with "of".
-    fn difference(&self, wanted: &Self) -> Option<String> {
-        if self.tool != wanted.tool {
-            Some(format!("version {} of kvsculpt, and this is {}", self.tool, wanted.tool))
-        } else if self.source != wanted.source {
-            Some("another capture".into())
-        } else if self.machine != wanted.machine {
-            Some(format!("another machine ({}), and this is {}", self.machine, wanted.machine))
-        } else if self.options != wanted.options {
-            Some(format!("other options ({})", differing(&self.options, &wanted.options)))
-        } else if self.rest != wanted.rest {
-            Some("other layers, another dtype, other queries or facts about the capture, or other files of budgets or sensitivities".into())
-        } else if self.shard != wanted.shard {
-            let part = |of: &Self| {
-                of.shard
-                    .as_ref()
-                    .map_or("all heads".to_owned(), |shard| format!("the heads of part {shard}"))
-            };
-            Some(format!("{}, and these are {}", part(self), part(wanted)))
-        } else {
-            None
-        }
-    }
-}
-
-/// The names of the options that differ.
-fn differing(one: &str, other: &str) -> String {
-    let read = |text: &str| serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).unwrap_or_default();
-    let (one, other) = (read(one), read(other));
-    let names = one.keys().chain(other.keys().filter(|name| !one.contains_key(*name)));
-    let names: Vec<&str> = names
-        .filter(|name| one.get(*name) != other.get(*name))
-        .map(String::as_str)
-        .collect();
-    names.join(", ")
-}
 
 /// What to do with a journal that is there already.
 ///
@@ -260,25 +133,6 @@ pub struct Opened {
     pub dropped: u64,
 }
 
-/// What a file holds.
-#[derive(Default)]
-struct Contents {
-    origin: Option<Origin>,
-    finished: Finished,
-    /// Bytes of whole records.
-    length: u64,
-}
-
-/// A head's record, without its floats.
-#[derive(Serialize, Deserialize)]
-struct HeadRecord {
-    outcome: Outcome,
-    free: Vec<usize>,
-    key: usize,
-    value: usize,
-    bias: Option<usize>,
-}
-
 impl Journal {
     /// The journal of a file to be written: beside it, with `.partial` behind its name.
     ///
@@ -345,9 +199,12 @@ impl Journal {
         } else {
             Contents::read(path, &file, all)?
         };
+        // A journal whose very beginning is damaged holds nothing that can be told of, and is dropped whole.
+        let mut dropped = all - contents.length;
         let is_another = |found: &Origin| found.difference(origin).is_some();
         if existing == Existing::Adopt && contents.origin.as_ref().is_some_and(is_another) {
             contents = Contents::default();
+            dropped = 0;
         }
         let heads = contents.finished.heads.len();
         let is_worthless = heads == 0 && contents.finished.lengths.is_none();
@@ -385,7 +242,7 @@ impl Journal {
         Ok(Opened {
             journal,
             finished: contents.finished,
-            dropped: if is_worthless { 0 } else { all - contents.length },
+            dropped: if existing == Existing::Restart { 0 } else { dropped },
         })
     }
 
@@ -410,8 +267,7 @@ impl Journal {
         let begun = self.file.write_all(MAGIC);
         begun.map_err(|error| failure(&self.path, &error))?;
         self.length = MAGIC.len() as u64;
-        let contents = self.cbor(origin)?;
-        self.add(b'O', &contents)
+        self.add(b'O', cbor(origin))
     }
 
     /// Cuts off what is behind the whole records.
@@ -445,8 +301,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Write`]; the journal is as it was then, and takes nothing more.
     pub fn add_lengths(&mut self, lengths: &Lengths) -> Result<()> {
-        let contents = self.cbor(lengths)?;
-        self.add(b'L', &contents)
+        self.add(b'L', cbor(lengths))
     }
 
     /// Adds a head that is finished.
@@ -483,42 +338,18 @@ impl Journal {
     /// # Errors
     /// [`Error::Write`]; the journal is as it was then, and takes nothing more.
     pub fn add_head(&mut self, head: &FinishedHead) -> Result<()> {
-        let record = self.cbor(&HeadRecord {
-            outcome: head.outcome.clone(),
-            free: head.free.clone(),
-            key: head.key.len(),
-            value: head.value.len(),
-            bias: head.bias.as_ref().map(Vec::len),
-        })?;
-        let length = u32::try_from(record.len()).map_err(|_| Error::write(&self.path, "a head has too many chunks to be written down"))?;
-        let mut contents = length.to_le_bytes().to_vec();
-        contents.extend(record);
-        for floats in [Some(&head.key), Some(&head.value), head.bias.as_ref()].into_iter().flatten() {
-            contents.extend(floats.iter().flat_map(|float| float.to_le_bytes()));
-        }
-        self.add(b'H', &contents)
+        self.add(b'H', record::head(head))
     }
 
-    fn cbor(&self, contents: &impl Serialize) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        match ciborium::into_writer(contents, &mut bytes) {
-            Ok(()) => Ok(bytes),
-            Err(error) => Err(Error::write(&self.path, format!("a record cannot be made: {error}"))),
-        }
-    }
-
-    fn add(&mut self, kind: u8, contents: &[u8]) -> Result<()> {
+    fn add(&mut self, kind: u8, contents: Result<Vec<u8>, String>) -> Result<()> {
         if self.failed {
             return Err(Error::write(
                 &self.path,
                 "could not be written before; make room and begin again with --resume",
             ));
         }
-        let mut record = vec![kind];
-        record.extend((contents.len() as u64).to_le_bytes());
-        record.extend(contents);
-        let checksum = checksum(&record);
-        record.extend(checksum);
+        let contents = contents.map_err(|reason| Error::write(&self.path, reason))?;
+        let record = record(kind, &contents);
         let written = self.file.write_all(&record).and_then(|()| {
             if self.synced.elapsed() < SYNC {
                 return Ok(());
@@ -579,109 +410,3 @@ fn failure(path: &Path, error: &std::io::Error) -> Error {
         other => other,
     }
 }
-
-fn checksum(record: &[u8]) -> [u8; 8] {
-    let hash = Sha256::digest(record);
-    let mut first = [0; 8];
-    first.copy_from_slice(&hash[..8]);
-    first
-}
-
-/// Whether the file begins as a journal does; one that was never begun does not.
-///
-/// # Errors
-/// [`Error::File`] where it is something else, which is not ours to change.
-fn check_magic(path: &Path, file: &File, length: u64) -> Result<bool> {
-    let mut begin = Vec::new();
-    let read = file.take(MAGIC.len() as u64).read_to_end(&mut begin);
-    read.map_err(|error| unreadable(path, &error))?;
-    if !MAGIC.starts_with(&begin) || (begin.len() < MAGIC.len() && begin.len() as u64 != length) {
-        return Err(Error::file(
-            path,
-            "is in the way: what is finished would be kept there, and it is no journal of kvsculpt of this version; move it away, or choose another path for --output",
-        ));
-    }
-    Ok(begin.len() == MAGIC.len())
-}
-
-impl Contents {
-    /// All whole records.
-    fn read(path: &Path, file: &File, length: u64) -> Result<Self> {
-        let mut contents = Self::default();
-        if !check_magic(path, file, length)? {
-            return Ok(contents);
-        }
-        contents.length = MAGIC.len() as u64;
-        let mut reader = BufReader::new(file);
-        while let Some(record) = whole_record(&mut reader, length - contents.length).map_err(|error| unreadable(path, &error))? {
-            if contents.take(record[0], &record[9..]).is_none() {
-                break;
-            }
-            contents.length += record.len() as u64 + 8;
-        }
-        Ok(contents)
-    }
-
-    /// Takes a record up; `None` where it is not what it should be.
-    fn take(&mut self, kind: u8, contents: &[u8]) -> Option<()> {
-        match (kind, &self.origin) {
-            (b'O', None) => self.origin = Some(ciborium::from_reader(contents).ok()?),
-            (b'L', Some(_)) => self.finished.lengths = Some(ciborium::from_reader(contents).ok()?),
-            (b'H', Some(_)) => self.finished.heads.push(head(contents)?),
-            _ => return None,
-        }
-        Some(())
-    }
-}
-
-/// The next record without its checksum, of a file of which so many bytes are left; `None` where none is, or none that is whole.
-fn whole_record(reader: &mut impl Read, left: u64) -> std::io::Result<Option<Vec<u8>>> {
-    if left < AROUND {
-        return Ok(None);
-    }
-    let mut record = vec![0; 9];
-    reader.read_exact(&mut record)?;
-    let mut length = [0; 8];
-    length.copy_from_slice(&record[1..]);
-    let length = u64::from_le_bytes(length);
-    if length > left - AROUND {
-        return Ok(None);
-    }
-    reader.take(length).read_to_end(&mut record)?;
-    let mut found = [0; 8];
-    reader.read_exact(&mut found)?;
-    Ok((found == checksum(&record)).then_some(record))
-}
-
-/// The head of a record.
-fn head(contents: &[u8]) -> Option<FinishedHead> {
-    let (length, rest) = contents.split_first_chunk()?;
-    let (record, mut rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
-    let record: HeadRecord = ciborium::from_reader(record).ok()?;
-    let mut floats = |count: usize| {
-        let (mine, others) = rest.split_at_checked(count.checked_mul(4)?)?;
-        rest = others;
-        Some(
-            mine.as_chunks()
-                .0
-                .iter()
-                .map(|&float| f32::from_le_bytes(float))
-                .collect::<Vec<f32>>(),
-        )
-    };
-    let (key, value) = (floats(record.key)?, floats(record.value)?);
-    let bias = match record.bias {
-        Some(count) => Some(floats(count)?),
-        None => None,
-    };
-    rest.is_empty().then_some(FinishedHead {
-        outcome: record.outcome,
-        free: record.free,
-        key,
-        value,
-        bias,
-    })
-}
-
-#[cfg(test)]
-mod tests;

@@ -211,7 +211,8 @@ pub struct Options {
 pub enum Target {
     /// So many pairs a head on the mean, sinks and tail counted.
     Tokens(usize),
-    /// A file of at most so many bytes. What its header may need is set aside, so the file is a little smaller.
+    /// A file of at most so many bytes, of the format that [`Request::written_as`](crate::solver::Request::written_as) says. What its header may
+    /// need is set aside, so the file is a little smaller.
     Bytes(u64),
     /// The smallest cache found whose mean merged error on validation rows is at most this, before it is rounded to the file's numbers;
     /// heads weigh what the request's weights say. It is fitted until the error is within the bound and above nine tenths of it, at most

@@ -86,6 +86,24 @@ impl Weights {
         }
     }
 
+    /// Every weight with its layer and head, ascending; without a head where a layer was measured as a whole.
+    ///
+    /// ```
+    /// use kvsculpt::budget::Weights;
+    ///
+    /// let text = br#"{"format": "kv-sensitivity", "version": 1, "layers": [
+    ///     {"layer": 0, "sensitivity": 0.5, "heads": [{"head": 3, "sensitivity": 4.0}]}, {"layer": 1, "sensitivity": 2.5}]}"#;
+    /// let weights = Weights::from_bytes("sensitivities", text)?;
+    /// assert_eq!(weights.iter().collect::<Vec<_>>(), [(0, Some(3), 4.0), (1, None, 2.5)]);
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    pub fn iter(&self) -> impl Iterator<Item = (usize, Option<usize>, f64)> {
+        self.layers.iter().flat_map(|(&layer, weights)| match weights {
+            LayerWeights::Whole(weight) => vec![(layer, None, *weight)],
+            LayerWeights::Heads(heads) => heads.iter().map(|(&head, &weight)| (layer, Some(head), weight)).collect(),
+        })
+    }
+
     /// `weight^exponent`, divided by their mean over what [`weight`](Self::weight) draws on: the heads measured, and each layer
     /// of which no head was. 1 keeps proportions, 0.5 takes roots, 0 makes all weights 1.
     ///
@@ -116,10 +134,7 @@ impl Weights {
 
     /// All weights.
     fn used(&self) -> impl Iterator<Item = f64> {
-        self.layers.values().flat_map(|layer| match layer {
-            LayerWeights::Whole(weight) => vec![*weight],
-            LayerWeights::Heads(heads) => heads.values().copied().collect(),
-        })
+        self.iter().map(|(_, _, weight)| weight)
     }
 
     /// From the file's contents; refusals in words.

@@ -31,7 +31,7 @@ pub use rope::{Pairing, Rope};
 pub(crate) use container::{Container, shown};
 #[cfg(feature = "journal")]
 pub(crate) use output::unwritable;
-pub(crate) use output::{Entry, Output};
+pub(crate) use output::{Entry, Output, header};
 pub(crate) use part::{About, share};
 pub(crate) use rope::reorder;
 pub(crate) use source::{CHUNK, Source, hexadecimal, unreadable};

@@ -12,7 +12,7 @@ use super::cache::{Cache, LayerFacts, LayerPairs, Layers};
 use super::known::Known;
 use super::own;
 use super::target::Plan;
-use crate::cache::{Container, Dtype, Entry, Output, shown};
+use crate::cache::{Container, Dtype, Entry, Output, header, shown};
 use crate::error::{Error, Result};
 
 /// Words of a name that say neither layer nor kind.
@@ -184,16 +184,8 @@ fn shape(container: &Container, name: &str) -> Result<[usize; 3]> {
 }
 
 pub(super) fn write(plan: &Plan<'_>, path: &Path) -> Result<u64> {
-    let mut texts = own::texts(plan);
-    // What Hugging Face's own loaders look for.
-    texts.insert("format".to_owned(), "pt".to_owned());
-    let name = |facts: &LayerFacts, kind: &str| format!("layers.{}.{kind}", facts.index);
-    let mut entries = Vec::new();
-    for facts in &plan.layers {
-        entries.push(entry(name(facts, "key"), facts, facts.dim, facts.key_dtype));
-        entries.push(entry(name(facts, "value"), facts, facts.value_dim, facts.value_dtype));
-    }
     let mut output = Output::create(path)?;
+    let (texts, entries) = contents(plan);
     output.header(&texts, &entries)?;
     for (number, facts) in plan.layers.iter().enumerate() {
         let pairs = plan.read(number)?;
@@ -203,6 +195,30 @@ pub(super) fn write(plan: &Plan<'_>, path: &Path) -> Result<u64> {
         })?;
     }
     output.finish()
+}
+
+/// Bytes of the file beside its pairs.
+pub(super) fn beside(plan: &Plan<'_>) -> Result<u64> {
+    let (texts, entries) = contents(plan);
+    Ok(header(&plan.cache.path, &texts, &entries)?.len() as u64)
+}
+
+/// The header's texts and tensors.
+fn contents(plan: &Plan<'_>) -> (BTreeMap<String, String>, Vec<Entry>) {
+    let mut texts = own::texts(plan);
+    // What Hugging Face's own loaders look for.
+    texts.insert("format".to_owned(), "pt".to_owned());
+    let mut entries = Vec::new();
+    for facts in &plan.layers {
+        entries.push(entry(name(facts, "key"), facts, facts.dim, facts.key_dtype));
+        entries.push(entry(name(facts, "value"), facts, facts.value_dim, facts.value_dtype));
+    }
+    (texts, entries)
+}
+
+/// The name of a layer's keys or values.
+fn name(facts: &LayerFacts, kind: &str) -> String {
+    format!("layers.{}.{kind}", facts.index)
 }
 
 /// The header's entry of a `[1, kv_heads, tokens, channels]` tensor.

@@ -11,7 +11,7 @@ use crate::cache::{Dtype, Source};
 use crate::error::{Error, Result};
 
 mod write;
-pub(super) use write::{check, write};
+pub(super) use write::{beside, check, write};
 
 /// Texts in which other formats keep what only this one has.
 const TRANSPOSED: &str = "llama.values_transposed";

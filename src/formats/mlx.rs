@@ -12,7 +12,7 @@ use super::hugging_face::{Tensors, entry, facts};
 use super::own;
 use super::target::Plan;
 use super::{Format, MlxLayout};
-use crate::cache::{Container, Entry, Output, shown};
+use crate::cache::{Container, Entry, Output, header, shown};
 use crate::error::{Error, Result};
 
 /// Where our own facts are kept among the user's texts: one JSON object.
@@ -153,18 +153,8 @@ pub(super) fn check(plan: &Plan<'_>, layout: MlxLayout) -> Result<()> {
 
 pub(super) fn write(plan: &Plan<'_>, path: &Path, layout: MlxLayout) -> Result<u64> {
     check(plan, layout)?;
-    let mut entries: Vec<Entry> = Vec::new();
-    if layout == MlxLayout::Scalars {
-        for number in 0..plan.layers.len() {
-            entries.push((format!("{number}.2"), "I32", Vec::new(), 4));
-        }
-    }
-    for (number, facts) in plan.layers.iter().enumerate() {
-        entries.push(entry(format!("{number}.0"), facts, facts.dim, facts.key_dtype));
-        entries.push(entry(format!("{number}.1"), facts, facts.value_dim, facts.value_dtype));
-    }
     let mut output = Output::create(path)?;
-    output.header(&metadata(plan, layout)?, &entries)?;
+    output.header(&metadata(plan, layout)?, &entries(plan, layout))?;
     if layout == MlxLayout::Scalars {
         for facts in &plan.layers {
             let length = i32::try_from(facts.longest()).map_err(|_| {
@@ -184,6 +174,28 @@ pub(super) fn write(plan: &Plan<'_>, path: &Path, layout: MlxLayout) -> Result<u
         output.floats(&label(1), &pairs.value, facts.value_dtype, |at| facts.place(at, facts.value_dim))?;
     }
     output.finish()
+}
+
+/// Bytes of the file beside its pairs.
+pub(super) fn beside(plan: &Plan<'_>, layout: MlxLayout) -> Result<u64> {
+    let header = header(&plan.cache.path, &metadata(plan, layout)?, &entries(plan, layout))?;
+    let lengths = if layout == MlxLayout::Scalars { 4 * plan.layers.len() } else { 0 };
+    Ok((header.len() + lengths) as u64)
+}
+
+/// The tensors, those of the lengths first.
+fn entries(plan: &Plan<'_>, layout: MlxLayout) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    if layout == MlxLayout::Scalars {
+        for number in 0..plan.layers.len() {
+            entries.push((format!("{number}.2"), "I32", Vec::new(), 4));
+        }
+    }
+    for (number, facts) in plan.layers.iter().enumerate() {
+        entries.push(entry(format!("{number}.0"), facts, facts.dim, facts.key_dtype));
+        entries.push(entry(format!("{number}.1"), facts, facts.value_dim, facts.value_dtype));
+    }
+    entries
 }
 
 /// The flattened list of metadata.

@@ -69,6 +69,8 @@ pub use cache::{Cache, LayerFacts, LayerPairs, RopeFacts};
 pub use known::Known;
 pub use target::{Frame, Target, Written};
 
+pub(crate) use target::Size;
+
 use crate::cache::{Container, Source};
 use crate::error::{Error, Result};
 

@@ -1,5 +1,6 @@
 //! What a cache is to be written as, and whether that can hold it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::cache::{Cache, LayerFacts, LayerPairs};
@@ -136,23 +137,7 @@ impl Target {
                 "a compressed cache holds no queries, which a capture needs; leave it out, or name another format",
             ));
         }
-        let facts = layers.iter().map(|&index| {
-            let shape = capture.shape(index)?;
-            Ok(LayerFacts {
-                index,
-                lengths: vec![kept; shape.kv_heads],
-                dim: shape.dim,
-                value_dim: shape.value_dim,
-                key_dtype: shape.dtype,
-                value_dtype: shape.dtype,
-                bias: false,
-                next_position: capture.next_position,
-            })
-        });
-        // No number of it is ever read.
-        let source = Box::new(Vec::<CompressedLayer>::new());
-        let layers = facts.collect::<Result<_>>()?;
-        let cache = own::from_texts(capture.path.clone(), Format::Compressed, layers, capture.metadata.clone(), source)?;
+        let cache = even(capture, layers, kept, capture.metadata.clone())?;
         let plan = Plan::new(&cache, self)?;
         match self.format {
             Format::Mlx(layout) => mlx::check(&plan, layout),
@@ -160,6 +145,69 @@ impl Target {
             _ => Ok(()),
         }
     }
+
+    /// What a file takes in which heads have at most all pairs of the capture, with these texts or shorter ones.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(crate) fn size(&self, capture: &Capture, layers: &[usize], texts: BTreeMap<String, String>) -> Result<Size> {
+        // No number of a header is longer in a shorter cache.
+        let cache = even(capture, layers, capture.tokens, texts)?;
+        let plan = Plan::new(&cache, self)?;
+        let pair: usize = plan.layers.iter().map(|facts| facts.lengths.len() * pair_bytes(facts)).sum();
+        let (beside, cell) = match self.format {
+            Format::Mlx(layout) => (mlx::beside(&plan, layout)?, 0),
+            Format::HuggingFace => (hugging_face::beside(&plan)?, 0),
+            Format::Llama(_) => llama::beside(&plan)?,
+            Format::Compressed | Format::Capture => return Err(cache.error(format!("is not counted as a {}", self.format))),
+        };
+        Ok(Size {
+            beside,
+            pair: pair as u64,
+            cell,
+        })
+    }
+}
+
+/// Bytes of a file whose heads are all of one length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// Beside the pairs, at most.
+    pub(crate) beside: u64,
+    /// The keys, values and biases of a pair of every head.
+    pub(crate) pair: u64,
+    /// What such a pair takes beside.
+    pub(crate) cell: u64,
+}
+
+/// Bytes of one pair of one head.
+fn pair_bytes(facts: &LayerFacts) -> usize {
+    facts.dim * facts.key_dtype.bytes() + facts.value_dim * facts.value_dtype.bytes()
+}
+
+/// What a capture would be compressed to if every head had as many pairs; its numbers cannot be read.
+fn even(capture: &Capture, layers: &[usize], kept: usize, texts: BTreeMap<String, String>) -> Result<Cache> {
+    let facts = layers.iter().map(|&index| {
+        let shape = capture.shape(index)?;
+        Ok(LayerFacts {
+            index,
+            lengths: vec![kept; shape.kv_heads],
+            dim: shape.dim,
+            value_dim: shape.value_dim,
+            key_dtype: shape.dtype,
+            value_dtype: shape.dtype,
+            bias: false,
+            next_position: capture.next_position,
+        })
+    });
+    let source = Box::new(Vec::<CompressedLayer>::new());
+    own::from_texts(
+        capture.path.clone(),
+        Format::Compressed,
+        facts.collect::<Result<_>>()?,
+        texts,
+        source,
+    )
 }
 
 impl Cache {

@@ -3,8 +3,10 @@
 use std::fs;
 
 use super::*;
-use crate::cache::{Dtype, Generator};
-use crate::solver::{Errors, Judged, Stop};
+use crate::batch::Shard;
+use crate::cache::{Capture, Dtype, Generator};
+use crate::formats::Format;
+use crate::solver::{Errors, Judged, Outcome, Request, Stop};
 
 fn capture() -> Capture {
     let mut generator = Generator::default();
@@ -134,7 +136,7 @@ fn a_torn_or_damaged_end_is_dropped() {
         fs::write(&path, &damaged).unwrap();
         let opened = Journal::open(&path, &mine, Existing::Resume).unwrap();
         assert!(
-            is_begin(&opened.finished) && opened.finished.heads.len() < 3,
+            is_begin(&opened.finished) && opened.finished.heads.len() < 3 && opened.dropped > 0,
             "changed at {place}: {:?}",
             opened.finished
         );
@@ -185,6 +187,15 @@ fn a_journal_of_something_else_is_refused_by_what_differs() {
     let message = refused(&mine, Existing::Refuse);
     assert!(message.contains("3 heads") && message.contains("--resume"), "{message}");
     assert_eq!(fs::read(&path).unwrap(), before, "who is refused changes nothing");
+    // What is written decides lengths only where its bytes count.
+    let of = |bytes: Option<u64>, format: Option<Format>| {
+        origin(|request| {
+            request.options.target = bytes.map(crate::options::Target::Bytes);
+            request.written_as = format.map(crate::formats::Target::new);
+        })
+    };
+    assert_eq!(of(None, Some(Format::HuggingFace)), mine);
+    assert_ne!(of(Some(1 << 20), Some(Format::HuggingFace)), of(Some(1 << 20), None));
     // Memory decides no byte.
     let request = origin(|request| request.memory = Some(1 << 20));
     assert!(Journal::open(&path, &request, Existing::Resume).is_ok());

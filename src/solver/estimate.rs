@@ -85,15 +85,16 @@ pub(super) fn estimate_by(
     let layers = chosen_layers(capture, request)?;
     let supply = Supply::new(capture, request, &layers, split)?;
     let count = supply.chunks.len();
+    let size = size::size(capture, &layers, request)?;
     let mut found = Estimate {
         heads: supply.places.len(),
         pairs: (0, 0),
-        file_bytes: size::largest_header(capture, &layers, request)?,
+        file_bytes: size.beside,
         host_bytes: 0,
         device_bytes: 0,
         batches: 0,
     };
-    let mut free = Vec::new();
+    let (mut free, mut longest) = (Vec::new(), 0);
     for (head, &(layer, number)) in supply.heads().iter().enumerate() {
         let given = request.budgets.as_ref().and_then(|budgets| budgets.length(layer, number));
         let kept = given.unwrap_or(split.kept());
@@ -103,8 +104,10 @@ pub(super) fn estimate_by(
         // The short cache itself is put together in single precision.
         let shape = capture.shape(layer)?;
         found.host_bytes += 4 * (kept * (shape.dim + shape.value_dim)) as u64;
+        longest = longest.max(kept);
         free.push(even(kept - split.sinks - split.tail, count));
     }
+    found.file_bytes += longest as u64 * size.cell;
     let needs = needs(&supply, &free)?;
     found.host_bytes += needs.host_bytes;
     (found.device_bytes, found.batches) = (needs.device_bytes, needs.batches);

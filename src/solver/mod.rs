@@ -53,6 +53,7 @@ use crate::budget::Scope;
 use crate::budget::{Budgets, Curve, Weights};
 use crate::cache::{Compressed, Dtype};
 use crate::error::{Error, Result};
+use crate::formats;
 use crate::options::{Allocator, Options, Split, Target};
 use crate::reference;
 
@@ -76,6 +77,9 @@ pub struct Request {
     pub layers: Option<Vec<usize>>,
     /// How keys and values are to be stored; `None`: as in the capture.
     pub dtype: Option<Dtype>,
+    /// What the result is to be written as, whose bytes [`Target::Bytes`](crate::options::Target::Bytes) and estimates count; `None`: a compressed
+    /// cache. No more than that: whether the target can hold the result, [`Target::check`](crate::formats::Target::check) says.
+    pub written_as: Option<formats::Target>,
     /// The length of every head, in place of what the options say of it.
     pub budgets: Option<Budgets>,
     /// What each head's error weighs where lengths are decided by error curves; `None`: all the same.

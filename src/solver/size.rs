@@ -5,6 +5,7 @@ use super::{Errors, Judged, Outcome, Request, Stop};
 use crate::budget::Budgets;
 use crate::cache::{Capture, Compressed, CompressedLayer};
 use crate::error::{Error, Result};
+use crate::formats::{Format, Size};
 use crate::options::{Options, Split, Tail, Target};
 
 /// The split of a head where all lengths are the same. Where budgets or an error decide lengths, only its sinks and tail count.
@@ -42,7 +43,26 @@ pub(super) fn split(capture: &Capture, layers: &[usize], request: &Request) -> R
 
 /// Pairs a head of the largest file of at most `bytes` bytes whose heads are all of one length.
 fn pairs_in(capture: &Capture, layers: &[usize], request: &Request, bytes: u64) -> Result<usize> {
-    let header = largest_header(capture, layers, request)?;
+    let Size { beside, pair, cell } = size(capture, layers, request)?;
+    let pair = pair + cell;
+    let kept = usize::try_from(bytes.saturating_sub(beside) / pair.max(1)).unwrap_or(usize::MAX);
+    if kept == 0 {
+        return Err(Error::option(
+            "--bytes",
+            format!(
+                "{bytes} bytes leave no pair: the file's header may take {beside} bytes and a pair in every head {pair}; give at least {}",
+                beside + pair
+            ),
+        ));
+    }
+    Ok(kept.min(capture.tokens))
+}
+
+/// The bytes of the file that the request is for, where heads are all of one length.
+pub(super) fn size(capture: &Capture, layers: &[usize], request: &Request) -> Result<Size> {
+    if let Some(target) = request.written_as.filter(|target| target.format != Format::Compressed) {
+        return target.size(capture, layers, largest(capture, layers, request)?.metadata);
+    }
     let mut pair = 0;
     for &index in layers {
         let shape = capture.shape(index)?;
@@ -50,21 +70,19 @@ fn pairs_in(capture: &Capture, layers: &[usize], request: &Request, bytes: u64) 
         let bias = if request.options.has_bias() { 4 } else { 0 };
         pair += (shape.kv_heads * ((shape.dim + shape.value_dim) * number + bias)) as u64;
     }
-    let kept = usize::try_from(bytes.saturating_sub(header) / pair.max(1)).unwrap_or(usize::MAX);
-    if kept == 0 {
-        return Err(Error::option(
-            "--bytes",
-            format!(
-                "{bytes} bytes leave no pair: the file's header may take {header} bytes and a pair in every head {pair}; give at least {}",
-                header + pair
-            ),
-        ));
-    }
-    Ok(kept.min(capture.tokens))
+    let beside = largest_header(capture, layers, request)?;
+    Ok(Size { beside, pair, cell: 0 })
 }
 
-/// The bytes of a file beside its pairs, with every number of the report at its longest.
+/// The bytes of a compressed cache's file beside its pairs, with every number of the report at its longest.
 pub(super) fn largest_header(capture: &Capture, layers: &[usize], request: &Request) -> Result<u64> {
+    // Shapes and offsets of the empty arrays are shorter than the real ones: at most 20 digits each, four numbers a tensor.
+    let digits = 4 * 20 * 4 * layers.len() as u64;
+    Ok(largest(capture, layers, request)?.bytes()? + digits)
+}
+
+/// A compressed cache without pairs, with every number of the report at its longest.
+fn largest(capture: &Capture, layers: &[usize], request: &Request) -> Result<Compressed> {
     const LONGEST: f64 = -1.234_567_890_123_456_7e-300;
     let errors = Errors {
         output: LONGEST,
@@ -113,11 +131,8 @@ pub(super) fn largest_header(capture: &Capture, layers: &[usize], request: &Requ
         free: capture.tokens,
         tail: capture.tokens,
     };
-    let largest = Compressed {
+    Ok(Compressed {
         metadata: metadata(capture, &request.options, split, &outcomes)?,
         layers: forms,
-    };
-    // Shapes and offsets of the empty arrays are shorter than the real ones: at most 20 digits each, four numbers a tensor.
-    let digits = 4 * 20 * 4 * layers.len() as u64;
-    Ok(largest.bytes()? + digits)
+    })
 }

@@ -400,7 +400,7 @@ fn lengths_are_told_as_json_too() {
 }
 
 #[test]
-fn inspect_tells_of_curves_parts_and_budgets() {
+fn inspect_tells_of_curves_parts_budgets_and_sensitivities() {
     let workplace = Workplace::new(&capture().bytes());
     allocated(&workplace, 2, &["--keep", "0.4", "--chunk", "24"], &[]);
     merged(&workplace, 2, &BUDGETS);
@@ -447,6 +447,25 @@ fn inspect_tells_of_curves_parts_and_budgets() {
     for word in ["kv-budgets", "sinks", "sha256:", "96 a head"] {
         assert!(told.contains(word), "{told} lacks {word}");
     }
+
+    // A head may have any number; one beyond reason is not drawn.
+    for (head, is_drawn) in [(1, true), (u32::MAX, false)] {
+        let layers = format!(
+            "[{{\"layer\": 0, \"heads\": [{{\"head\": 0, \"sensitivity\": 1}}, {{\"head\": {head}, \"sensitivity\": 5}}]}},
+              {{\"layer\": 7, \"heads\": [{{\"head\": 0, \"sensitivity\": 3}}]}}]"
+        );
+        let file = format!("{{\"format\": \"kv-sensitivity\", \"version\": 1, \"layers\": {layers}}}");
+        fs::write(workplace.path("weights.json"), file).expect("written");
+        let found = json("weights.json");
+        assert_eq!((&found["format"], &found["mean"]), (&"kv-sensitivity".into(), &3.0.into()));
+        assert_eq!(found["weights"][1], serde_json::json!({"layer": 0, "head": head, "weight": 5.0}));
+        let told = did(&workplace, &["inspect", "weights.json"]);
+        for word in ["kv-sensitivity", "3 in 2 layers", "1.6667", &head.to_string()] {
+            assert!(told.contains(word), "{told} lacks {word}");
+        }
+        assert_eq!(told.contains('█'), is_drawn, "{told}");
+    }
+
     fs::write(workplace.path("other.json"), "{\"format\": \"kv-budgets\", \"version\": 9}").expect("written");
     refused(&start(&workplace, &["inspect", "other.json"]), 3, &["other.json", "version"]);
     fs::write(workplace.path("other.json"), "{\"format\": \"something\"}").expect("written");

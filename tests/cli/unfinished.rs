@@ -61,16 +61,47 @@ impl Place {
         self.program(more).spawn().expect("the program starts")
     }
 
-    /// Starts it and waits until a head is finished: until the journal holds more than lengths take.
-    fn start_until_a_head_is_finished(&self, more: &[&str]) -> Child {
-        let mut child = self.start(more);
-        let begun = Instant::now();
-        while fs::metadata(self.journal()).map_or(0, |about| about.len()) < 40_000 {
-            assert!(begun.elapsed() < Duration::from_secs(300), "no head is finished");
-            assert!(child.try_wait().expect("its state").is_none(), "the run was over too soon");
-            std::thread::sleep(Duration::from_millis(2));
+    /// Starts it, or has it go on from a journal that is there, and stops it where one head is finished and the others are not.
+    /// However late this looks, the run it gives is such a one: what was over too soon is started again.
+    fn stopped_behind_a_head(&self, more: &[&str]) -> Child {
+        let left = fs::read(self.journal()).ok();
+        for _ in 0..100 {
+            let mut child = self.start(more);
+            if left.is_some() {
+                // It listens to signals from before it says so.
+                let mut note = [0; 20];
+                child.stderr.as_mut().expect("a pipe").read_exact(&mut note).expect("a note");
+                assert_eq!(&note, b"note: going on from ");
+            }
+            while self.finished() == 0 && child.try_wait().expect("its state").is_none() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            signal(&child, "-STOP");
+            if child.try_wait().expect("its state").is_none() && self.finished() == 1 {
+                return child;
+            }
+            let _ = child.kill();
+            child.wait().expect("its end");
+            let _ = fs::remove_file(self.output());
+            match &left {
+                Some(left) => fs::write(self.journal(), left).expect("as it was"),
+                None => fs::remove_file(self.journal()).unwrap_or_default(),
+            }
         }
-        child
+        panic!("no run was between its first head and its second when it was looked at");
+    }
+
+    /// Leaves what a run leaves that is killed when a head is finished and another is not.
+    fn killed_behind_a_head(&self, more: &[&str]) {
+        let mut child = self.stopped_behind_a_head(more);
+        child.kill().expect("killed");
+        child.wait().expect("its end");
+        assert!(!self.output().exists());
+    }
+
+    /// The heads that are in the journal: more bytes than the lengths take, and about this many a head.
+    fn finished(&self) -> u64 {
+        fs::metadata(self.journal()).map_or(0, |about| about.len()) / HEAD_BYTES
     }
 
     /// The bytes of a run that nothing ends, in a folder of its own, and how long it took.
@@ -83,6 +114,18 @@ impl Place {
         assert!(!place.journal().exists(), "it is not needed any more");
         (fs::read(place.output()).expect("the output"), begun.elapsed())
     }
+}
+
+/// The pairs of one finished head in a journal: 204 keys and values of 64 channels in four bytes each.
+const HEAD_BYTES: u64 = 204 * 64 * 2 * 4;
+
+/// Sends it a signal; no error where it is over already.
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill")
+        .args([name, &child.id().to_string()])
+        .stderr(Stdio::null())
+        .status();
+    sent.expect("`kill` is there");
 }
 
 /// What one head takes on this machine.
@@ -104,7 +147,7 @@ fn memory(command: &Command) -> String {
     }
 }
 
-/// Steps enough that a run is not over before it can be ended.
+/// Steps enough that a head takes a while.
 const LONG: [&str; 2] = ["--steps", "60"];
 /// A disk that takes no file as large as the output, of which a head or two fit; all heads at once, their lengths by curves.
 const LARGE: [&str; 6] = ["--dtype", "f32", "--budget", "head", "--memory", "2GiB"];
@@ -133,9 +176,9 @@ fn a_run_killed_at_any_moment_goes_on_with_the_same_bytes() {
         std::thread::sleep(moment);
         child.kill().expect("killed, or over already");
         let ended = child.wait().expect("its end");
-        let bytes = fs::metadata(place.journal()).map_or(0, |about| about.len());
-        println!("kill {kill} at {moment:?}: {ended}, journal of {bytes} bytes");
-        kept += u32::from(bytes > 40_000);
+        let finished = place.finished();
+        println!("kill {kill} at {moment:?}: {ended}, {finished} finished heads");
+        kept += u32::from(finished > 0);
         let again = place.run(&["--resume"]);
         assert_eq!(again.status.code(), Some(0), "{}", text(&again.stderr));
         assert!(fs::read(place.output()).expect("the output") == wanted, "killed at {moment:?}");
@@ -156,21 +199,7 @@ fn an_interrupt_keeps_what_is_finished_and_says_how_to_go_on() {
     };
     let arguments = more(&place, ["budgets.json", "page.html"]);
     let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
-        let mut child = if code == 130 {
-            place.start_until_a_head_is_finished(&arguments)
-        } else {
-            arguments.push("--resume");
-            place.start(&arguments)
-        };
-        if code == 143 {
-            // It listens from before it says so.
-            let mut note = [0; 20];
-            child.stderr.as_mut().expect("a pipe").read_exact(&mut note).expect("a note");
-            assert_eq!(&note, b"note: going on from ");
-        }
-        let signalled = Command::new("kill").args([signal, &child.id().to_string()]).status();
-        assert!(signalled.expect("`kill` is there").success());
+    let interrupted = |child: Child, code: i32| {
         let ended = child.wait_with_output().expect("its end");
         let said = text(&ended.stderr);
         assert_eq!(ended.status.code(), Some(code), "{said}");
@@ -180,7 +209,19 @@ fn an_interrupt_keeps_what_is_finished_and_says_how_to_go_on() {
             "{said}"
         );
         assert!(place.journal().exists() && !place.output().exists());
-    }
+    };
+    let child = place.stopped_behind_a_head(&arguments);
+    let left = fs::read(place.journal()).expect("the journal");
+    signal(&child, "-INT");
+    signal(&child, "-CONT");
+    interrupted(child, 130);
+    // The interrupt may have come after another head.
+    fs::write(place.journal(), left).expect("one head");
+    arguments.push("--resume");
+    let child = place.stopped_behind_a_head(&arguments);
+    signal(&child, "-TERM");
+    signal(&child, "-CONT");
+    interrupted(child, 143);
     resumed(&place.run(&arguments));
     let whole = Place::new();
     let wanted = more(&whole, ["budgets.json", "page.html"]);
@@ -198,7 +239,7 @@ fn an_interrupt_keeps_what_is_finished_and_says_how_to_go_on() {
 #[test]
 fn what_was_finished_is_neither_thrown_away_nor_mixed_with_other_work() {
     let place = Place::new();
-    let mut child = place.start_until_a_head_is_finished(&LONG);
+    let mut child = place.stopped_behind_a_head(&LONG);
     // While it is written nobody else may have it.
     for more in [&[][..], &["--resume"], &["--restart"]] {
         refused(&place.run(more), 3, &["short.safetensors.partial", "another kvsculpt", "--output"]);
@@ -257,10 +298,7 @@ fn a_part_that_is_killed_goes_on_by_itself_with_the_same_bytes() {
     let first = [&LONG[..], &["--shard", "0/2"]].concat();
     let (wanted, _) = Place::wanted(&first);
     let place = Place::new();
-    let mut child = place.start_until_a_head_is_finished(&first);
-    child.kill().expect("killed");
-    child.wait().expect("its end");
-    assert!(!place.output().exists());
+    place.killed_behind_a_head(&first);
     let second = place.run(&[&LONG[..], &["--shard", "1/2", "--resume"]].concat());
     refused(&second, 3, &["part 0/2", "part 1/2", "--restart"]);
     let left = fs::read(place.journal()).expect("the journal");
@@ -283,9 +321,7 @@ fn a_run_on_guessed_queries_goes_on_with_the_same_guesses() {
     let guessed = [&LONG[..], &["--queries", "keys", "--method", "kvsculpt"]].concat();
     let (wanted, _) = Place::wanted(&guessed);
     let place = Place::new();
-    let mut child = place.start_until_a_head_is_finished(&guessed);
-    child.kill().expect("killed");
-    child.wait().expect("its end");
+    place.killed_behind_a_head(&guessed);
     refused(&place.run(&[&LONG[..], &["--resume"]].concat()), 3, &["other queries", "--restart"]);
     resumed(&place.run(&[&guessed[..], &["--resume"]].concat()));
     assert!(fs::read(place.output()).expect("the output") == wanted);

@@ -5,7 +5,6 @@ use std::path::Path;
 use kvsculpt::budget::Scope;
 use kvsculpt::cache::{Capture, Compressed, Dtype};
 use kvsculpt::formats::{Cache, Format, Known, Target};
-use kvsculpt::options::Target as Size;
 use kvsculpt::solver::Request;
 use kvsculpt::{Error, Result};
 
@@ -73,12 +72,7 @@ pub(crate) fn fit(request: &mut Request, target: &Target, said_budget: bool, tal
             format!("no {format} can hold a bias on a pair's logit; leave it out, or write --to compressed"),
         );
     }
-    if matches!(request.options.target, Some(Size::Bytes(_))) && format != Format::Compressed {
-        return refuse(
-            "--bytes",
-            format!("counts the bytes of a compressed cache, and a {format} is to be written; give --keep or --tokens"),
-        );
-    }
+    request.written_as = Some(*target);
     let scope = target.scope();
     let (held, word) = match scope {
         Scope::Head => return Ok(()),

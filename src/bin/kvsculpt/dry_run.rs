@@ -105,6 +105,8 @@ fn at_once(machines: &[Share]) -> f64 {
 fn probe_of(capture: &Capture, request: &Request, layer: usize, steps: u32) -> Result<Request> {
     let mut short = Request {
         layers: Some(vec![layer]),
+        // Some formats hold all layers or none.
+        written_as: None,
         ..request.clone()
     };
     // A size is of the whole file.

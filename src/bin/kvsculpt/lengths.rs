@@ -111,7 +111,7 @@ pub(crate) struct TargetArguments {
     /// Keep so many pairs a head on the mean, sinks and tail counted
     #[arg(long, value_name = "PAIRS")]
     tokens: Option<usize>,
-    /// Write a file of at most this size, e.g. 2MiB
+    /// Write a file of at most this size, whatever its format, e.g. 2MiB
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     bytes: Option<u64>,
     /// Keep as little as has at most this mean merged error on the rows held out, e.g. 0.01; fits several times

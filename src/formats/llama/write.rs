@@ -9,6 +9,9 @@ use super::{TRANSPOSED, ggml_type};
 use crate::cache::{Dtype, Output};
 use crate::error::{Error, Result};
 
+/// A cell's position and its one sequence.
+const CELL_BYTES: u64 = 12;
+
 /// Fails now as [`write`] would.
 pub(in crate::formats) fn check(plan: &Plan<'_>) -> Result<()> {
     positions(plan)?;
@@ -58,6 +61,15 @@ pub(in crate::formats) fn write(plan: &Plan<'_>, path: &Path, version: LlamaVers
         )?;
     }
     output.finish()
+}
+
+/// Bytes of the file beside its cells, and those of a cell beside its keys and values.
+pub(in crate::formats) fn beside(plan: &Plan<'_>) -> Result<(u64, u64)> {
+    // Magic, version, and the counts of tokens, streams, cells and layers, and whether values are transposed.
+    let words = 7 + token_ids(plan)?.len();
+    // A type and a width, or two numbers, before the keys and before the values.
+    let blocks = 2 * plan.layers.len();
+    Ok((4 * words as u64 + 12 * blocks as u64, CELL_BYTES))
 }
 
 /// One layer's keys or values, head by head.

@@ -20,12 +20,12 @@ use crate::{Talk, print, print_json};
 pub(crate) use pieces::LengthFacts;
 use statistics::{Attention, Numbers, attention, numbers};
 
-/// Tell what a capture, a compressed cache or another engine's cache holds; or error curves, a part, budgets or query statistics.
+/// Tell what a capture, a compressed cache or another engine's cache holds; or error curves, a part, budgets, sensitivities or query statistics.
 ///
 /// Shapes, dtypes and bytes; by layer the ranges and norms of keys and values, the attention on the first and the newest pairs, and
 /// channels that stand out; of a cache without queries the size of the first values instead, which is small where attention rests on
 /// them; of a compressed cache or a part of one each head's length, by what method it was made, and what came of it. Of curves the range of
-/// lengths and errors, of budgets the lengths.
+/// lengths and errors, of budgets the lengths, of sensitivities what an error weighs in each layer and head.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The file to look at

@@ -1,11 +1,11 @@
-//! What stands beside caches: error curves, lengths, statistics of queries.
+//! What stands beside caches: error curves, lengths, sensitivities, statistics of queries.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use kvsculpt::budget::{Budgets, Curve, heat_map, length_table};
+use kvsculpt::budget::{Budgets, Curve, Weights, heat_map, length_table};
 use kvsculpt::cache::{Pairing, QueryStatistics};
 use kvsculpt::solver::CurveSet;
 use kvsculpt::{Options, Result};
@@ -20,10 +20,14 @@ use crate::table::{Body, number};
 pub(super) const PART: &str = "kv-part";
 const CURVES: &str = "kv-curves";
 const BUDGETS: &str = "kv-budgets";
+const SENSITIVITIES: &str = "kv-sensitivity";
 const STATISTICS: &str = "kv-query-statistics";
 /// The most that is read of a text, and of a safetensors header, to know a file's format; whoever reads the whole has bounds of its own.
 const MOST_TEXT: u64 = 1 << 30;
 const MOST_HEADER: u64 = 100 << 20;
+
+/// Heads of a layer beyond which none are drawn: a file may name any number.
+const MOST_DRAWN: usize = 1024;
 
 /// What a JSON file says of itself.
 #[derive(Deserialize)]
@@ -63,6 +67,7 @@ pub(super) fn of(path: &Path, format: Option<&str>) -> Result<Option<Piece>> {
     let holds = match format {
         Some(CURVES) => Holds::Curves(CurveFacts::of(&CurveSet::read(path)?)?),
         Some(BUDGETS) => Holds::Lengths(Box::new(LengthFacts::of(&Budgets::read(path)?))),
+        Some(SENSITIVITIES) => Holds::Weights(WeightFacts::of(&Weights::read(path)?)),
         Some(STATISTICS) => Holds::Statistics(StatisticsFacts::of(&QueryStatistics::open(path)?)),
         _ => return Ok(None),
     };
@@ -90,6 +95,7 @@ pub(super) struct Piece {
 enum Holds {
     Curves(CurveFacts),
     Lengths(Box<LengthFacts>),
+    Weights(WeightFacts),
     Statistics(StatisticsFacts),
 }
 
@@ -226,6 +232,86 @@ impl LengthFacts {
     }
 }
 
+/// What an error costs in each layer and head.
+#[derive(Debug, Serialize)]
+struct WeightFacts {
+    /// By which two files of one name can be told apart.
+    digest: String,
+    mean: f64,
+    weights: Vec<WeightOf>,
+}
+
+#[derive(Debug, Serialize)]
+struct WeightOf {
+    layer: usize,
+    /// None where a layer was measured as a whole.
+    head: Option<usize>,
+    weight: f64,
+}
+
+impl WeightFacts {
+    fn of(weights: &Weights) -> Self {
+        let all = weights.iter();
+        let all: Vec<WeightOf> = all.map(|(layer, head, weight)| WeightOf { layer, head, weight }).collect();
+        Self {
+            digest: weights.digest(),
+            mean: all.iter().map(|of| of.weight).sum::<f64>() / all.len().max(1) as f64,
+            weights: all,
+        }
+    }
+
+    fn text(&self, text: &mut String) {
+        let mut layers: BTreeMap<usize, Vec<&WeightOf>> = BTreeMap::new();
+        for of in &self.weights {
+            layers.entry(of.layer).or_default().push(of);
+        }
+        line(text, "digest", &self.digest);
+        line(
+            text,
+            "weights",
+            &format!("{} in {} layers, as multiples of their mean", self.weights.len(), layers.len()),
+        );
+        let relative = |weight: f64| weight / self.mean.max(f64::MIN_POSITIVE);
+        let mut table = Body::new(["layer", "mean", "least", "most", "in head"].map(String::from).to_vec());
+        for (layer, heads) in &layers {
+            let mean = heads.iter().map(|of| relative(of.weight)).sum::<f64>() / heads.len() as f64;
+            let least = heads.iter().map(|of| relative(of.weight)).reduce(f64::min);
+            let most = heads.iter().max_by(|one, other| one.weight.total_cmp(&other.weight));
+            let place = most
+                .and_then(|of| of.head)
+                .map_or_else(|| "all".to_owned(), |head| head.to_string());
+            let most = most.map(|of| relative(of.weight));
+            table.row(vec![layer.to_string(), number(Some(mean)), number(least), number(most), place]);
+        }
+        text.push('\n');
+        text.push_str(&table.text(&[]));
+        let is_drawn = |of: &WeightOf| of.head.is_some_and(|head| head < MOST_DRAWN);
+        if layers.len() > 1 && self.weights.iter().all(is_drawn) {
+            text.push('\n');
+            text.push_str(&heat_map(
+                "Weight of each head, its square root as a share of the largest's",
+                &self.shares(&layers),
+            ));
+        }
+    }
+
+    /// Weights differ by orders of magnitude, so their roots are drawn.
+    fn shares(&self, layers: &BTreeMap<usize, Vec<&WeightOf>>) -> BTreeMap<usize, Vec<Option<f64>>> {
+        let largest = self.weights.iter().map(|of| of.weight).fold(f64::MIN_POSITIVE, f64::max);
+        let of_layer = |heads: &[&WeightOf]| {
+            let count = heads.iter().filter_map(|of| of.head).max().map_or(0, |head| head + 1);
+            let mut shares = vec![None; count];
+            for of in heads {
+                if let Some(share) = of.head.and_then(|head| shares.get_mut(head)) {
+                    *share = Some((of.weight / largest).sqrt());
+                }
+            }
+            shares
+        };
+        layers.iter().map(|(&layer, heads)| (layer, of_layer(heads))).collect()
+    }
+}
+
 /// Of which model queries are known.
 #[derive(Debug, Serialize)]
 struct StatisticsFacts {
@@ -264,6 +350,7 @@ impl Piece {
         line(&mut text, "format", &self.format);
         match &self.holds {
             Holds::Curves(curves) => curves.text(&mut text),
+            Holds::Weights(weights) => weights.text(&mut text),
             Holds::Lengths(lengths) => lengths.text(&mut text),
             Holds::Statistics(statistics) => statistics.text(&mut text),
         }
