@@ -273,6 +273,49 @@ impl Exchange {
     }
 }
 
+/// Makes arrays for an engine on a thread that is not the engine's.
+///
+/// An array is the engine's from when it is handed to the engine's thread: what the engine is told after that finds it written. What is
+/// under way on the engine meanwhile does not change by it. A failure here is not the engine's: the engine may be asked for the same
+/// array, and fails itself where the machine does.
+///
+/// ```
+/// use kvsculpt::engine::{Engine, Uploader};
+///
+/// /// Two arrays, the second uploaded while the engine works on the first.
+/// fn pair<E: Engine>(engine: &mut E, first: &[f32], second: &[f32]) -> kvsculpt::Result<[E::Array; 2]> {
+///     let Some(mut uploader) = engine.uploader() else {
+///         return Ok([engine.upload("first", first)?, engine.upload("second", second)?]);
+///     };
+///     std::thread::scope(|scope| {
+///         let ahead = scope.spawn(move || uploader.upload("second", second));
+///         let first = engine.upload("first", first)?;
+///         Ok([first, ahead.join().expect("it does not panic")?])
+///     })
+/// }
+/// # #[cfg(feature = "cpu")] {
+/// # let mut engine = kvsculpt::cpu::CpuEngine::new();
+/// let [_, second] = pair(&mut engine, &[1.0], &[2.0, 3.0])?;
+/// assert_eq!(engine.read(&second)?, [2.0, 3.0]);
+/// # }
+/// # Ok::<(), kvsculpt::Error>(())
+/// ```
+pub trait Uploader<A> {
+    /// As [`Engine::upload`].
+    ///
+    /// # Errors
+    /// Out of memory, naming the array and its bytes; lost device.
+    fn upload(&mut self, label: &'static str, data: &[f32]) -> Result<A>;
+
+    /// As [`Engine::upload_compact`].
+    ///
+    /// # Errors
+    /// Out of memory, naming the array and its bytes; lost device.
+    fn upload_compact(&mut self, label: &'static str, data: &[f32]) -> Result<A> {
+        self.upload(label, data)
+    }
+}
+
 /// What a machine must be able to do so that the method runs on it.
 ///
 /// The order of calls is the order of effects. An engine may defer work until [`Engine::read`]; errors of
@@ -300,7 +343,7 @@ impl Exchange {
 /// ```
 pub trait Engine {
     /// Floats on the machine.
-    type Array: Debug;
+    type Array: Debug + Send + 'static;
     /// Heads an operation works on.
     type Table: Debug;
 
@@ -476,6 +519,21 @@ pub trait Engine {
         self.upload(label, data)
     }
 
+    /// Uploads arrays from another thread, while this one has the machine work: [`Uploader`]. None where that gains nothing, as where
+    /// arrays are in the host's own memory.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::Engine};
+    ///
+    /// // There is nowhere to upload to.
+    /// assert!(CpuEngine::new().uploader().is_none());
+    /// # }
+    /// ```
+    fn uploader(&self) -> Option<Box<dyn Uploader<Self::Array> + Send>> {
+        None
+    }
+
     /// Overwrites the whole array.
     ///
     /// ```
@@ -562,6 +620,20 @@ pub trait Engine {
     /// ```
     fn exchanged(&self) -> Exchange {
         Exchange::default()
+    }
+
+    /// The most bytes that arrays and tables, the engine's own among them, took on the device at one time since this was asked last; `None`
+    /// where the engine has no memory but the host's. A fresh device begins anew.
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// use kvsculpt::{cpu::CpuEngine, engine::Engine};
+    ///
+    /// // Its arrays are among what the host's allocator counts.
+    /// assert_eq!(CpuEngine::new().take_peak_bytes(), None);
+    /// # }
+    /// ```
+    fn take_peak_bytes(&mut self) -> Option<u64> {
+        None
     }
 
     /// A round of key steps begins. An engine that is watched counts what it takes, up to where it ends; others need not listen.

@@ -411,6 +411,9 @@ impl Machine {
             bytes_read = traffic.bytes_read,
             writes = traffic.writes,
             bytes_written = traffic.bytes_written,
+            writes_ahead = traffic.writes_ahead,
+            bytes_ahead = traffic.bytes_ahead,
+            device_bytes = measured.device_bytes,
             "traffic"
         );
         if traffic.rounds.count > 0 {

@@ -1,17 +1,21 @@
 //! An engine that is watched: how long its operations take and what goes to and from the machine.
 
+mod ahead;
 mod rounds;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History};
+use crate::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History, Uploader};
 use crate::error::Result;
 
 pub use rounds::Rounds;
+
+use ahead::{Counted, Counts};
 
 /// What one kernel or one operation cost.
 ///
@@ -64,6 +68,10 @@ pub struct Traffic {
     pub writes: u64,
     /// Bytes of those, as f32.
     pub bytes_written: u64,
+    /// Those of the arrays that were uploaded while the machine worked on others.
+    pub writes_ahead: u64,
+    /// Bytes of those, as f32.
+    pub bytes_ahead: u64,
     /// Evaluations of loss and gradient, every batch's as one.
     pub evaluations: u64,
     /// Portions of work handed to a GPU.
@@ -79,6 +87,8 @@ impl Traffic {
         self.bytes_read += other.bytes_read;
         self.writes += other.writes;
         self.bytes_written += other.bytes_written;
+        self.writes_ahead += other.writes_ahead;
+        self.bytes_ahead += other.bytes_ahead;
         self.evaluations += other.evaluations;
         self.submissions += other.submissions;
         self.rounds.add(&other.rounds);
@@ -110,6 +120,8 @@ pub struct Timed<'a, E> {
     engine: &'a mut E,
     sums: BTreeMap<&'static str, (u64, f64)>,
     traffic: Traffic,
+    /// What other threads have uploaded.
+    ahead: Arc<Counts>,
     /// What had gone to and fro when the round in hand began.
     round: Option<Exchange>,
 }
@@ -132,6 +144,7 @@ impl<'a, E: Engine> Timed<'a, E> {
             engine,
             sums: BTreeMap::new(),
             traffic: Traffic::default(),
+            ahead: Arc::default(),
             round: None,
         }
     }
@@ -187,7 +200,7 @@ impl<'a, E: Engine> Timed<'a, E> {
     /// ```
     #[must_use]
     pub fn traffic(&self) -> Traffic {
-        self.traffic
+        self.ahead.added_to(self.traffic)
     }
 
     fn time<T>(&mut self, name: &'static str, operation: impl FnOnce(&mut E) -> Result<T>) -> Result<T> {
@@ -255,6 +268,11 @@ impl<E: Engine> Engine for Timed<'_, E> {
         self.time("upload", |engine| engine.upload_compact(label, data))
     }
 
+    fn uploader(&self) -> Option<Box<dyn Uploader<E::Array> + Send>> {
+        let uploader = self.engine.uploader()?;
+        Some(Box::new(Counted::new(uploader, Arc::clone(&self.ahead))))
+    }
+
     fn write(&mut self, array: &mut E::Array, data: &[f32]) -> Result<()> {
         self.count_write(data.len());
         self.time("write", |engine| engine.write(array, data))
@@ -277,6 +295,10 @@ impl<E: Engine> Engine for Timed<'_, E> {
 
     fn exchanged(&self) -> Exchange {
         self.engine.exchanged()
+    }
+
+    fn take_peak_bytes(&mut self) -> Option<u64> {
+        self.engine.take_peak_bytes()
     }
 
     fn round_begins(&mut self) {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use kvsculpt::Error;
@@ -12,6 +13,12 @@ use kvsculpt::cpu::CpuEngine;
 use kvsculpt::options::{Options, Tail};
 use kvsculpt::solver::{Compression, Finished, Request, Team, compress};
 use peak_alloc::PeakAlloc;
+
+#[path = "unfinished/faulty.rs"]
+#[allow(dead_code, reason = "nothing fails here")]
+mod faulty;
+
+use faulty::{Faulty, by_cpu};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -71,6 +78,14 @@ fn run(capture: &Capture, request: &Request) -> Result<(Compression, usize), Err
     watched(|| compress(&mut engine, capture, request, &mut ()))
 }
 
+/// The same where what the next batch begins with is uploaded by another thread, as to a GPU, and how many arrays were.
+fn run_ahead(capture: &Capture, request: &Request) -> Result<((Compression, usize), u64), Error> {
+    let mut engine = Faulty::new(CpuEngine::new());
+    engine.makes = Some(by_cpu);
+    let found = watched(|| compress(&mut engine, capture, request, &mut ()))?;
+    Ok((found, engine.ahead.arrays.load(Ordering::Relaxed)))
+}
+
 /// The same on two machines at once.
 fn run_on_two(capture: &Capture, request: &Request) -> Result<(Compression, usize), Error> {
     let (mut one, mut other) = (CpuEngine::new(), CpuEngine::new());
@@ -124,6 +139,9 @@ fn memory_stays_within_the_budget_and_the_result_does_not_change() {
         for some in [2 * memory, 3 * memory] {
             request.memory = Some(some);
             runs.push((run(&capture, &request).unwrap(), some));
+            let (found, arrays) = run_ahead(&capture, &request).unwrap();
+            assert!(arrays > 0, "chunk {chunk}: nothing is uploaded ahead in {some} bytes");
+            runs.push((found, some));
         }
         // Each machine has a thread of its own, and what the matrix products' library keeps for it goes with the thread.
         request.memory = Some(memory);

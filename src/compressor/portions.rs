@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::gate::{Answer, Gate};
 use super::pace::Pace;
 use super::table::Table;
-use crate::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History, WEIGHT_ROWS};
+use crate::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History, Uploader, WEIGHT_ROWS};
 use crate::error::Result;
 
 /// Operations handed over and not waited for: however little is foretold of them.
@@ -181,6 +181,11 @@ impl<E: Engine> Engine for Portions<'_, E> {
         self.portion("upload_compact", data.len() as f64, |engine| engine.upload_compact(label, data))
     }
 
+    fn uploader(&self) -> Option<Box<dyn Uploader<E::Array> + Send>> {
+        // On another thread it would be at the device without leave.
+        None
+    }
+
     fn write(&mut self, array: &mut E::Array, data: &[f32]) -> Result<()> {
         self.portion("write", data.len() as f64, |engine| engine.write(array, data))
     }
@@ -203,6 +208,10 @@ impl<E: Engine> Engine for Portions<'_, E> {
 
     fn exchanged(&self) -> Exchange {
         self.engine.exchanged()
+    }
+
+    fn take_peak_bytes(&mut self) -> Option<u64> {
+        self.engine.take_peak_bytes()
     }
 
     fn round_begins(&mut self) {

@@ -1,19 +1,19 @@
 //! Arrays on the device.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use half::f16;
 
 use super::device::Gpu;
-use super::fault::scoped;
+use super::fault::{Faults, scoped};
 use crate::error::{Error, Result};
 
 /// The least buffer there is: room for one element of any type, so that an array of none can be bound too.
 const LEAST_BYTES: u64 = 256;
 /// Bytes written to the queue before they are handed over: the queue keeps a copy of them until then.
-const PORTION_BYTES: usize = 32 << 20;
+pub(super) const PORTION_BYTES: usize = 32 << 20;
 
 /// What an array's elements are.
 ///
@@ -34,17 +34,50 @@ pub enum Element {
     Row,
 }
 
-/// The numbers of arrays and kernels that are gone.
+/// The numbers of arrays and kernels that are gone, and what all arrays take that are there or not yet forgotten.
 #[derive(Debug, Default)]
-pub(super) struct Graveyard(Mutex<Vec<u64>>);
+pub(super) struct Graveyard(Mutex<Plots>);
+
+#[derive(Debug, Default)]
+struct Plots {
+    dead: Vec<u64>,
+    /// Bytes of the dead, which bind groups still hold.
+    dead_bytes: u64,
+    /// Bytes of all.
+    bytes: u64,
+    /// The most that was.
+    peak: u64,
+}
 
 impl Graveyard {
-    pub(super) fn bury(&self, identity: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(identity);
+    fn plots(&self) -> MutexGuard<'_, Plots> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an array that is made.
+    fn register(&self, bytes: u64) {
+        let mut plots = self.plots();
+        plots.bytes += bytes;
+        plots.peak = plots.peak.max(plots.bytes);
+    }
+
+    pub(super) fn bury(&self, identity: u64, bytes: u64) {
+        let mut plots = self.plots();
+        plots.dead.push(identity);
+        plots.dead_bytes += bytes;
     }
 
     pub(super) fn empty(&self) -> Vec<u64> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut plots = self.plots();
+        plots.bytes -= std::mem::take(&mut plots.dead_bytes);
+        std::mem::take(&mut plots.dead)
+    }
+
+    /// The most bytes that arrays took at one time since this was asked last.
+    fn take_peak(&self) -> u64 {
+        let mut plots = self.plots();
+        let now = plots.bytes - plots.dead_bytes;
+        std::mem::replace(&mut plots.peak, now)
     }
 }
 
@@ -81,7 +114,7 @@ pub struct Array {
 
 impl Drop for Array {
     fn drop(&mut self) {
-        self.graveyard.bury(self.identity);
+        self.graveyard.bury(self.identity, self.buffer.size());
     }
 }
 
@@ -188,49 +221,15 @@ impl Gpu {
     }
 
     fn allocate(&mut self, label: &'static str, len: usize, element: Element, element_bytes: usize) -> Result<Array> {
-        let bytes = (len as u64).saturating_mul(element_bytes as u64);
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let buffer = self.buffer(label, bytes, usage)?;
-        Ok(Array {
-            buffer,
-            identity: new_identity(),
-            label,
-            len,
-            element,
-            element_bytes,
-            graveyard: Arc::clone(&self.graveyard),
-        })
+        // Bind groups keep the buffers of arrays that are gone; their memory may be what is needed now.
+        self.drop_dead_bind_groups();
+        self.door().allocate(label, len, element, element_bytes, &self.graveyard)
     }
 
     /// A buffer of at least `bytes`, all zero.
     pub(super) fn buffer(&mut self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
-        self.faults.check()?;
-        // Bind groups keep the buffers of arrays that are gone; their memory may be what is needed now.
         self.drop_dead_bind_groups();
-        let refuse = |available| Error::OutOfMemory {
-            label: label.to_owned(),
-            bytes,
-            available,
-        };
-        let size = bytes
-            .max(LEAST_BYTES)
-            .checked_next_multiple_of(16)
-            .ok_or_else(|| refuse(self.max_array_bytes()))?;
-        if size > self.max_array_bytes() {
-            return Err(refuse(self.max_array_bytes()));
-        }
-        let descriptor = wgpu::BufferDescriptor {
-            label: Some(label),
-            size,
-            usage,
-            mapped_at_creation: false,
-        };
-        let (buffer, error) = scoped(&self.device, || self.device.create_buffer(&descriptor));
-        match error {
-            Some(wgpu::Error::OutOfMemory { .. }) => Err(refuse(0)),
-            Some(error) => Err(self.fail(&format!("array `{label}`: {error}"))),
-            None => Ok(buffer),
-        }
+        self.door().buffer(label, bytes, usage)
     }
 
     /// Writes bytes to the array's beginning, in portions. The queue does it before anything submitted later.
@@ -240,21 +239,7 @@ impl Gpu {
         self.counts.bytes_written += data.len() as u64;
         let mut offset = 0;
         for portion in data.chunks(PORTION_BYTES) {
-            // Copies are in whole words; the last bytes of an odd half-precision array are filled up.
-            let whole = portion.len() - portion.len() % 4;
-            let mut last = [0; 4];
-            last[..portion.len() - whole].copy_from_slice(&portion[whole..]);
-            let ((), error) = scoped(&self.device, || {
-                if whole > 0 {
-                    self.queue.write_buffer(&array.buffer, offset, &portion[..whole]);
-                }
-                if whole < portion.len() {
-                    self.queue.write_buffer(&array.buffer, offset + whole as u64, &last);
-                }
-            });
-            if let Some(error) = error {
-                return Err(self.fail(&format!("array `{}` cannot be written: {error}", array.label)));
-            }
+            self.door().write(array, offset, portion)?;
             offset += portion.len() as u64;
             self.unsubmitted_bytes += portion.len() as u64;
             if self.unsubmitted_bytes >= PORTION_BYTES as u64 {
@@ -262,5 +247,109 @@ impl Gpu {
             }
         }
         Ok(())
+    }
+
+    /// The most bytes that arrays and tables took at one time since this was asked last.
+    pub(crate) fn take_peak_bytes(&mut self) -> u64 {
+        self.drop_dead_bind_groups();
+        self.graveyard.take_peak()
+    }
+
+    /// The device as far as arrays are made and written on it.
+    fn door(&self) -> Door<'_> {
+        Door {
+            device: &self.device,
+            queue: &self.queue,
+            faults: &self.faults,
+            most: self.max_array_bytes(),
+        }
+    }
+}
+
+/// What arrays are made and written through, on whatever thread.
+#[derive(Clone, Copy)]
+pub(super) struct Door<'a> {
+    pub(super) device: &'a wgpu::Device,
+    pub(super) queue: &'a wgpu::Queue,
+    pub(super) faults: &'a Faults,
+    /// The largest array in bytes.
+    pub(super) most: u64,
+}
+
+impl Door<'_> {
+    pub(super) fn allocate(
+        self,
+        label: &'static str,
+        len: usize,
+        element: Element,
+        element_bytes: usize,
+        graveyard: &Arc<Graveyard>,
+    ) -> Result<Array> {
+        let bytes = (len as u64).saturating_mul(element_bytes as u64);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer(label, bytes, usage)?;
+        graveyard.register(buffer.size());
+        Ok(Array {
+            buffer,
+            identity: new_identity(),
+            label,
+            len,
+            element,
+            element_bytes,
+            graveyard: Arc::clone(graveyard),
+        })
+    }
+
+    fn buffer(self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        self.faults.check()?;
+        let refuse = |available| Error::OutOfMemory {
+            label: label.to_owned(),
+            bytes,
+            available,
+        };
+        let size = bytes
+            .max(LEAST_BYTES)
+            .checked_next_multiple_of(16)
+            .ok_or_else(|| refuse(self.most))?;
+        if size > self.most {
+            return Err(refuse(self.most));
+        }
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage,
+            mapped_at_creation: false,
+        };
+        let (buffer, error) = scoped(self.device, || self.device.create_buffer(&descriptor));
+        match error {
+            Some(wgpu::Error::OutOfMemory { .. }) => Err(refuse(0)),
+            Some(error) => Err(self.fail(&format!("array `{label}`: {error}"))),
+            None => Ok(buffer),
+        }
+    }
+
+    /// Writes one portion; its copy is with the queue until something is submitted.
+    pub(super) fn write(self, array: &Array, offset: u64, portion: &[u8]) -> Result<()> {
+        self.faults.check()?;
+        // Copies are in whole words; the last bytes of an odd half-precision array are filled up.
+        let whole = portion.len() - portion.len() % 4;
+        let mut last = [0; 4];
+        last[..portion.len() - whole].copy_from_slice(&portion[whole..]);
+        let ((), error) = scoped(self.device, || {
+            if whole > 0 {
+                self.queue.write_buffer(&array.buffer, offset, &portion[..whole]);
+            }
+            if whole < portion.len() {
+                self.queue.write_buffer(&array.buffer, offset + whole as u64, &last);
+            }
+        });
+        match error {
+            Some(error) => Err(self.fail(&format!("array `{}` cannot be written: {error}", array.label))),
+            None => Ok(()),
+        }
+    }
+
+    fn fail(self, message: &str) -> Error {
+        self.faults.fail(self.device, self.queue, message)
     }
 }

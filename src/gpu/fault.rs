@@ -1,6 +1,7 @@
 //! What went wrong behind our back: a lost device, errors that no call returned.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -30,6 +31,20 @@ impl Faults {
     pub(super) fn note(&self, message: String) {
         let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert(message);
+    }
+
+    /// Notes that a call failed, for good, and says why: the device's loss is behind many an odd message.
+    pub(super) fn fail(&self, device: &wgpu::Device, queue: &wgpu::Queue, message: &str) -> Error {
+        let (nothing, _) = scoped(device, || queue.submit(std::iter::empty()));
+        let waited = device.poll(wgpu::PollType::Wait {
+            submission_index: Some(nothing),
+            timeout: Some(Duration::from_millis(1)),
+        });
+        if let Err(error @ wgpu::PollError::WrongSubmissionIndex(..)) = waited {
+            self.lose(error.to_string());
+        }
+        self.note(message.to_owned());
+        self.check().err().unwrap_or_else(|| Error::Gpu(message.to_owned()))
     }
 
     /// # Errors

@@ -44,7 +44,7 @@ pub struct Kernel<P> {
 
 impl<P> Drop for Kernel<P> {
     fn drop(&mut self) {
-        self.graveyard.bury(self.identity);
+        self.graveyard.bury(self.identity, 0);
     }
 }
 

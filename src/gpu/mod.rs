@@ -45,6 +45,7 @@ mod source;
 mod timing;
 mod trusted;
 mod uniformity;
+mod uploader;
 
 pub use adapter::{AdapterSummary, Selection, adapters, chosen};
 pub use array::{Array, Element};
@@ -54,4 +55,5 @@ pub use matrices::{Matrices, MatrixShape};
 pub use reflect::{Binding, Reflection, reflect};
 pub use source::Source;
 pub use timing::Timing;
+pub(crate) use uploader::Uploader;
 pub use wgpu;

@@ -66,7 +66,8 @@ impl Gpu {
             });
         })?;
         self.wait()?;
-        let mapped = match receiver.try_recv() {
+        // Another thread that waits for the device may be the one that tells, a moment later.
+        let mapped = match receiver.recv_timeout(self.time_out) {
             Ok(Ok(())) => staging.get_mapped_range(0..bytes).map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("it was not mapped".into()),

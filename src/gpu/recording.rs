@@ -4,8 +4,6 @@
 //! [`IN_FLIGHT`] of them wait at the device at a time. So a system's watchdog sees pauses. A single dispatch of more work is a
 //! submission of its own and no shorter than that.
 
-use std::time::Duration;
-
 use super::device::Gpu;
 use super::fault::scoped;
 use crate::error::{Error, Result};
@@ -207,18 +205,9 @@ impl Gpu {
         }
     }
 
-    /// Notes that a call failed, for good, and says why: the device's loss is behind many an odd message.
+    /// Notes that a call failed, for good, and says why.
     pub(super) fn fail(&self, message: &str) -> Error {
-        let (nothing, _) = scoped(&self.device, || self.queue.submit(std::iter::empty()));
-        let waited = self.device.poll(wgpu::PollType::Wait {
-            submission_index: Some(nothing),
-            timeout: Some(Duration::from_millis(1)),
-        });
-        if let Err(error @ wgpu::PollError::WrongSubmissionIndex(..)) = waited {
-            self.faults.lose(error.to_string());
-        }
-        self.faults.note(message.to_owned());
-        self.faults.check().err().unwrap_or_else(|| Error::Gpu(message.to_owned()))
+        self.faults.fail(&self.device, &self.queue, message)
     }
 
     /// The bind group for a kernel (by number) and its arrays, made once.

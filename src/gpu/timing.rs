@@ -170,6 +170,9 @@ impl Gpu {
     pub fn timings(&mut self) -> Result<Vec<Timing>> {
         self.flush()?;
         self.wait()?;
+        if let Some(timings) = &mut self.timings {
+            timings.collect();
+        }
         let sums = self.timings.iter().flat_map(|timings| &timings.sums);
         let mut all: Vec<Timing> = sums
             .map(|(&kernel, &(dispatches, seconds))| Timing {

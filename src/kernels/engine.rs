@@ -25,9 +25,9 @@ use super::step::Step;
 use super::sum_blocks::SumBlocks;
 use super::table::{Table, groups};
 use super::weights::Weights;
-use crate::engine::{Dims, Engine, Exchange, Head, History};
+use crate::engine::{Dims, Engine, Exchange, Head, History, Uploader};
 use crate::error::{Error, Result};
-use crate::gpu::{Array, Element, Gpu};
+use crate::gpu::{self, Array, Element, Gpu};
 
 /// The engine that runs WGSL kernels on a GPU.
 ///
@@ -118,6 +118,25 @@ fn ready<K>(place: &mut Option<K>, make: impl FnOnce() -> Result<K>) -> Result<&
         *place = Some(make()?);
     }
     place.as_ref().ok_or_else(|| Error::Gpu("a kernel is missing".into()))
+}
+
+/// The same numbers in half precision, where shaders may use it and none changes by it.
+fn compact(has_half: bool, data: &[f32]) -> Option<Vec<f16>> {
+    let is_exact = has_half && data.iter().all(|&x| f16::from_f32(x).to_f32().to_bits() == x.to_bits());
+    is_exact.then(|| data.iter().map(|&x| f16::from_f32(x)).collect())
+}
+
+impl Uploader<Array> for gpu::Uploader {
+    fn upload(&mut self, label: &'static str, data: &[f32]) -> Result<Array> {
+        self.upload(label, data)
+    }
+
+    fn upload_compact(&mut self, label: &'static str, data: &[f32]) -> Result<Array> {
+        match compact(self.has_half(), data) {
+            Some(half) => self.upload_half(label, &half),
+            None => self.upload(label, data),
+        }
+    }
 }
 
 impl GpuEngine {
@@ -231,11 +250,14 @@ impl Engine for GpuEngine {
     }
 
     fn upload_compact(&mut self, label: &'static str, data: &[f32]) -> Result<Array> {
-        if self.gpu.has_half() && data.iter().all(|&x| f16::from_f32(x).to_f32().to_bits() == x.to_bits()) {
-            let half: Vec<f16> = data.iter().map(|&x| f16::from_f32(x)).collect();
-            return self.gpu.upload_half(label, &half);
+        match compact(self.gpu.has_half(), data) {
+            Some(half) => self.gpu.upload_half(label, &half),
+            None => self.gpu.upload(label, data),
         }
-        self.gpu.upload(label, data)
+    }
+
+    fn uploader(&self) -> Option<Box<dyn Uploader<Array> + Send>> {
+        Some(Box::new(self.gpu.uploader()))
     }
 
     fn write(&mut self, array: &mut Array, data: &[f32]) -> Result<()> {
@@ -263,6 +285,10 @@ impl Engine for GpuEngine {
             writes: counts.writes,
             bytes_written: counts.bytes_written,
         }
+    }
+
+    fn take_peak_bytes(&mut self) -> Option<u64> {
+        Some(self.gpu.take_peak_bytes())
     }
 
     fn copy_pairs(&mut self, table: &Table, width: u32, source: &Array, target: &mut Array) -> Result<()> {

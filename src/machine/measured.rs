@@ -36,15 +36,19 @@ pub struct Measured {
     pub costs: Vec<Cost>,
     /// What went to the machine and back.
     pub traffic: Traffic,
+    /// The most bytes that the engine's arrays took on the device at one time, of several devices that of the fullest; `None` where the engine has
+    /// no memory but the host's.
+    pub device_bytes: Option<u64>,
 }
 
 impl<E: Engine> Timed<'_, E> {
     /// What it has seen so far.
-    pub(super) fn measured(&self) -> Measured {
+    pub(super) fn measured(&mut self) -> Measured {
         Measured {
             kernels: false,
             costs: self.costs(),
             traffic: self.traffic(),
+            device_bytes: self.take_peak_bytes(),
         }
     }
 }
@@ -57,6 +61,8 @@ pub(super) fn watch<E: Engine>(
     observer: &mut dyn Observer,
 ) -> Result<(Compression, Measured)> {
     let mut timed = Timed::new(engine);
+    // From here on.
+    timed.take_peak_bytes();
     let compression = compress_recovering(&mut timed, capture, request, finished, observer)?;
     Ok((compression, timed.measured()))
 }

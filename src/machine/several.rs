@@ -7,6 +7,7 @@ use super::{Choice, Clock, Machine, Measured, Preference, choose};
 use crate::cache::Capture;
 #[cfg(feature = "cpu")]
 use crate::cpu::CpuEngine;
+use crate::engine::Engine as _;
 use crate::gpu::{Selection, chosen};
 use crate::kernels::GpuEngine;
 use crate::solver::{Compression, Estimate, Finished, Observer, Request, Size, Team, division, estimate_together};
@@ -169,14 +170,18 @@ impl<'a> Watched<'a> {
     /// None of several, which are never one of several.
     fn new(machine: &'a mut Machine) -> Option<Self> {
         match machine {
-            Machine::Gpu(engine) => Some(Self::Gpu(Timed::new(engine.as_mut()))),
+            Machine::Gpu(engine) => {
+                // From here on.
+                engine.take_peak_bytes();
+                Some(Self::Gpu(Timed::new(engine.as_mut())))
+            }
             #[cfg(feature = "cpu")]
             Machine::Cpu(engine) => Some(Self::Cpu(Timed::new(engine))),
             Machine::Several(_) => None,
         }
     }
 
-    fn measured(&self) -> Measured {
+    fn measured(&mut self) -> Measured {
         match self {
             Self::Gpu(timed) => timed.measured(),
             #[cfg(feature = "cpu")]
@@ -262,7 +267,7 @@ impl Several {
             });
         let compression = team.compress(capture, request, finished, observer)?;
         drop(team);
-        let mut found: Vec<Measured> = watched.iter().map(Watched::measured).collect();
+        let mut found: Vec<Measured> = watched.iter_mut().map(Watched::measured).collect();
         drop(watched);
         for ((machine, before), measured) in self.each().zip(&before).zip(&mut found) {
             machine.complete(before, measured);
@@ -286,5 +291,6 @@ fn joined(all: &[Measured]) -> Measured {
         kernels: all.iter().all(|measured| measured.kernels),
         costs: dearest_first(sums.into_iter().map(|(name, (calls, seconds))| Cost { name, calls, seconds })),
         traffic,
+        device_bytes: all.iter().filter_map(|measured| measured.device_bytes).max(),
     }
 }

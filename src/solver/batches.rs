@@ -1,16 +1,20 @@
 //! Heads packed into batches that fit the machine, worked on one batch after the other.
 
+use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use super::Timings;
 use super::ahead::Ahead;
 use super::chunks;
-use super::fit::{Fitted, fit};
+use super::coming::{Coming, First, Uploading};
+use super::fit::{Fitted, fit, timed};
+use super::inputs::Inputs;
 use super::jobs::Task;
 use super::problem::Problem;
 use super::slices::Slice;
-use super::supply::Stage;
-use crate::batch::{Budget, Shape, layout, need, schedule};
+use super::supply::{Stage, Supply};
+use super::waves::{Beginning, Packing, Wave};
+use crate::batch::{Budget, Shape, layout};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::options::{Method, Options};
@@ -18,12 +22,31 @@ use crate::options::{Method, Options};
 /// Told what part of a batch's work is done; its error ends the work.
 pub(super) type Watch<'a> = dyn FnMut(f64) -> Result<()> + 'a;
 
+/// The problems of a batch, and what it begins with, if that is on the engine already.
+pub(super) type Members<'a, E> = (&'a [&'a Problem], Option<Inputs<<E as Engine>::Array>>);
+
 /// One machine at work on the heads of a task.
 pub(super) struct Work<'e, 't, E: Engine> {
     pub(super) engine: &'e mut E,
     pub(super) task: Task<'t>,
     /// The heads in memory.
     slice: Slice,
+    /// What the slice's first batch begins with, if that was uploaded.
+    first: Option<Inputs<E::Array>>,
+    /// What of the next slice waits for room.
+    waiting: Option<Waiting>,
+}
+
+/// What waits for room: bytes of it, and what is dropped when it has.
+struct Waiting {
+    bytes: u64,
+    _room: Sender<()>,
+}
+
+/// Heads of the next slice.
+enum Next<A, R> {
+    Read(Ahead<Vec<Problem>, R>),
+    Uploaded(Coming<A>),
 }
 
 /// Curvature pairs that the method needs.
@@ -33,12 +56,17 @@ pub(super) fn history(options: &Options) -> u32 {
 
 impl<'e, 't, E: Engine> Work<'e, 't, E> {
     pub(super) fn new(engine: &'e mut E, task: Task<'t>) -> Self {
-        let slice = Slice::NONE;
-        Self { engine, task, slice }
+        Self {
+            engine,
+            task,
+            slice: Slice::NONE,
+            first: None,
+            waiting: None,
+        }
     }
 
-    /// Does `work` slice by slice, on all chunks of a slice's heads, while the next slice is read where there is room for it; what it gives is put together in the order of heads. Heads that are
-    /// `done` are left out.
+    /// Does `work` slice by slice, on all chunks of a slice's heads, while the next slice is read where there is room for it, and what its
+    /// first batch begins with uploaded; what it gives is put together in the order of heads. Heads that are `done` are left out.
     pub(super) fn in_slices<T>(
         &mut self,
         stage: Stage<'_>,
@@ -48,19 +76,32 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
     ) -> Result<Vec<T>> {
         let (engine, supply) = (&*self.engine, self.task.supply);
         let slices = supply.slices(stage, |shapes| scratch(engine, shapes))?;
-        let open = |slice: &Slice| slice.heads.clone().filter(|&head| done.get(head) != Some(&true)).collect();
+        let open = |slice: &Slice| {
+            slice
+                .heads
+                .clone()
+                .filter(|&head| done.get(head) != Some(&true))
+                .collect::<Vec<usize>>()
+        };
         let read = move |head| supply.read(head, stage);
         std::thread::scope(|scope| {
             let mut found = Vec::new();
-            let mut ahead = None;
+            let mut coming = None;
             for (slice, next) in slices.iter().zip(slices.iter().skip(1).map(Some).chain([None])) {
                 tracing::debug!(heads = ?slice.heads, bytes = slice.bytes, ahead = slice.ahead, "slice");
                 self.slice = slice.clone();
+                // The slice before is done, so there is room.
+                self.waiting = None;
                 let started = Instant::now();
-                let reading = ahead
-                    .take()
-                    .unwrap_or_else(|| Ahead::start(scope, open(slice), supply.readers(slice, false), read));
-                let mut heads = reading.all(|| self.go_on())?;
+                let (mut heads, first) = match coming.take() {
+                    Some(Next::Uploaded(coming)) => Coming::all(coming, || self.go_on())?,
+                    Some(Next::Read(reading)) => (reading.all(|| self.go_on())?, None),
+                    None => {
+                        let reading = Ahead::start(scope, open(slice), supply.readers(slice, false), read);
+                        (reading.all(|| self.go_on())?, None)
+                    }
+                };
+                self.first = first;
                 timings.read += started.elapsed().as_secs_f64();
                 let started = Instant::now();
                 for chunks in &mut heads {
@@ -69,15 +110,57 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
                 }
                 timings.teacher += started.elapsed().as_secs_f64();
                 let problems: Vec<Problem> = heads.into_iter().flatten().collect();
-                ahead = next
-                    .filter(|_| slice.ahead > 0)
-                    .map(|next| Ahead::start(scope, open(next), supply.readers(next, true), read));
+                if let Some(next) = next.filter(|_| slice.ahead > 0) {
+                    let first = self.first_of(next, &open(next), stage)?;
+                    let reading = Ahead::start(scope, open(next), supply.readers(next, true), read);
+                    coming = match first {
+                        Some((first, bytes)) => Coming::start(scope, reading, first).map(|(coming, room)| {
+                            self.waiting = Some(Waiting { bytes, _room: room });
+                            Next::Uploaded(coming)
+                        }),
+                        None => Some(Next::Read(reading)),
+                    };
+                }
                 if !problems.is_empty() {
                     found.extend(work(self, &problems, timings)?);
                 }
             }
             Ok(found)
         })
+    }
+
+    /// The first batch of a slice that is still to be read, of which these heads are open, and bytes of what it begins with. What chunks
+    /// know of each other is not among it: the engine tells them when they are there.
+    fn first_of(&self, slice: &Slice, open: &[usize], stage: Stage<'_>) -> Result<Option<(First<E::Array>, u64)>> {
+        let (engine, supply) = (&*self.engine, self.task.supply);
+        let Some(by) = engine.uploader() else {
+            return Ok(None);
+        };
+        let mut shapes = Vec::with_capacity(open.len());
+        for &head in open {
+            shapes.extend(supply.shapes(head, stage)?.into_iter().filter(|shape| stage.works_on(shape)));
+        }
+        // What does not fit says so when its time comes, and then the slices before it are finished.
+        let waves = self
+            .packing(slice, stage.history())
+            .waves(&shapes, |shapes| scratch(engine, shapes));
+        let Some(wave) = waves.unwrap_or_default().into_iter().next() else {
+            return Ok(None);
+        };
+        let members: Vec<Shape> = wave.heads.iter().map(|&member| shapes[member]).collect();
+        let first = First {
+            by,
+            members: wave.heads,
+            is_open: match stage {
+                Stage::Curves { .. } => |_| true,
+                Stage::Fit { .. } => |problem| !problem.is_whole(),
+            },
+        };
+        Ok(Some((first, Beginning::of(&members, false).bytes())))
+    }
+
+    fn packing(&self, slice: &Slice, history: u32) -> Packing {
+        packing(&*self.engine, self.task.supply, self.task.at_once, slice, history)
     }
 
     /// Asks whether to go on while heads are read, which may take long and has no share of its own in what is done.
@@ -125,7 +208,7 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
         let members: Vec<&Problem> = open.iter().map(|&head| &problems[head]).collect();
         let before = self.slice.heads.len() * count - open.len();
         finish_whole(self, &mut fitted, timings)?;
-        let stage = |engine: &mut E, members: &[&Problem], scale, timings: &mut Timings, watch: &mut Watch<'_>| {
+        let stage = |engine: &mut E, members: Members<'_, E>, scale, timings: &mut Timings, watch: &mut Watch<'_>| {
             fit(engine, members, scale, options, timings, watch)
         };
         self.in_batches(&members, history(options), before, timings, stage, |work, batch, found, timings| {
@@ -138,57 +221,78 @@ impl<'e, 't, E: Engine> Work<'e, 't, E> {
         Ok(finished.into_iter().flatten().collect())
     }
 
-    /// Does `stage` batch by batch, and gives what it found of a batch's problems to `hand_over`. `finished` problems of the slice are
-    /// done before it.
+    /// Does `stage` batch by batch, while what the next one begins with is uploaded where there is room, and gives what it found of a
+    /// batch's problems to `hand_over`. `finished` problems of the slice are done before it.
     pub(super) fn in_batches<T>(
         &mut self,
         problems: &[&Problem],
         history: u32,
         finished: usize,
         timings: &mut Timings,
-        mut stage: impl FnMut(&mut E, &[&Problem], f32, &mut Timings, &mut Watch<'_>) -> Result<Vec<T>>,
+        mut stage: impl FnMut(&mut E, Members<'_, E>, f32, &mut Timings, &mut Watch<'_>) -> Result<Vec<T>>,
         mut hand_over: impl FnMut(&mut Self, &[usize], Vec<T>, &mut Timings) -> Result<()>,
     ) -> Result<()> {
         let shapes = problems.iter().map(|problem| problem.shape()).collect::<Result<Vec<Shape>>>()?;
-        let budget = budget(&*self.engine, self.task.supply.memory, &self.slice);
-        let engine = &*self.engine;
-        let batches = schedule(&shapes, history, budget, |shapes| scratch(engine, shapes))?;
-        let batches = no_larger(batches, self.task.at_once);
-        let work: u64 = shapes.iter().map(Shape::work).sum::<u64>().max(1);
+        let packing = self.packing(&self.slice, history);
+        let waves = packing.waves(&shapes, |shapes| scratch(&*self.engine, shapes))?;
+        let work_of = |wave: &Wave| wave.heads.iter().map(|&head| shapes[head].work()).sum::<u64>();
+        let work = waves.iter().map(work_of).sum::<u64>().max(1);
         let (mut done, mut work_done) = (finished, 0);
         let (heads, chunks) = (self.task.supply.places.len(), self.task.supply.chunks.len());
         // The slice's part of the stage, by its heads.
         let part = |count: usize| count as f64 / heads as f64 * self.task.stage.1;
         let (begin, share) = (self.task.stage.0 + part(self.slice.heads.start), part(self.slice.heads.len()));
-        for batch in batches {
-            let members: Vec<&Problem> = batch.iter().map(|&head| problems[head]).collect();
-            let sizes = batch.iter().map(|&head| shapes[head]).collect::<Vec<_>>();
-            tracing::debug!(
-                heads = batch.len(),
-                bytes = need(&sizes, history, scratch(self.engine, &sizes)),
-                "batch"
-            );
-            let of_batch: u64 = sizes.iter().map(Shape::work).sum();
-            let mut watch = |part: f64| {
-                let fraction = (work_done as f64 + part * of_batch as f64) / work as f64;
-                let finished = if self.task.planning {
-                    0
-                } else {
-                    self.slice.heads.start + done / chunks
+        let members = |wave: &Wave| wave.heads.iter().map(|&head| problems[head]).collect::<Vec<&Problem>>();
+        std::thread::scope(|scope| {
+            let mut inputs = self.first.take();
+            for (wave, next) in waves.iter().zip(waves.iter().skip(1).map(Some).chain([None])) {
+                let of_batch = work_of(wave);
+                let mut watch = |part: f64| {
+                    let fraction = (work_done as f64 + part * of_batch as f64) / work as f64;
+                    let finished = if self.task.planning {
+                        0
+                    } else {
+                        self.slice.heads.start + done / chunks
+                    };
+                    if self.task.audience.progress(finished, begin + share * fraction) {
+                        Ok(())
+                    } else {
+                        Err(Error::Cancelled)
+                    }
                 };
-                if self.task.audience.progress(finished, begin + share * fraction) {
-                    Ok(())
-                } else {
-                    Err(Error::Cancelled)
+                watch(0.0)?;
+                let fits = |waiting: &Waiting| wave.bytes.saturating_add(waiting.bytes) <= packing.budget.total;
+                if next.is_none() && self.waiting.as_ref().is_some_and(fits) {
+                    self.waiting = None;
                 }
-            };
-            watch(0.0)?;
-            let found = stage(self.engine, &members, self.task.scale, timings, &mut watch)?;
-            hand_over(self, &batch, found, timings)?;
-            done += batch.len();
-            work_done += of_batch;
-        }
-        Ok(())
+                let uploading = next
+                    .filter(|_| wave.ahead != Beginning::default())
+                    .and_then(|next| Uploading::start(scope, self.engine.uploader()?, members(next)));
+                let members = members(wave);
+                let inputs_now = inputs.take().filter(|inputs| inputs.is_of(&members));
+                let (bytes, ahead, is_uploaded) = (wave.bytes, wave.ahead.bytes(), inputs_now.is_some());
+                tracing::debug!(heads = members.len(), bytes, ahead, is_uploaded, "batch");
+                let found = stage(self.engine, (&members, inputs_now), self.task.scale, timings, &mut watch)?;
+                hand_over(self, &wave.heads, found, timings)?;
+                done += wave.heads.len();
+                work_done += of_batch;
+                if let Some(uploading) = uploading {
+                    inputs = timed(&mut timings.teacher, || Ok(uploading.finish()))?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// How the heads of a slice are packed into batches.
+pub(super) fn packing<E: Engine>(engine: &E, supply: &Supply<'_>, at_once: Option<usize>, slice: &Slice, history: u32) -> Packing {
+    Packing {
+        history,
+        budget: budget(engine, supply.memory, slice),
+        at_once,
+        chunks: supply.chunks.len() > 1,
+        uploads: engine.uploader().is_some(),
     }
 }
 

@@ -1,10 +1,12 @@
 //! The arrays of a batch of heads through its life, and what the candidate in hand is worth.
 
+use super::batches::Members;
 use super::bias;
 use super::fit::Pairs;
+use super::inputs::{AtOnce, FullCache, Inputs};
 use super::keys::loss;
 use super::problem::Problem;
-use super::rowset::{FullCache, Kind, RowSet, errors_on};
+use super::rowset::{Kind, RowSet, errors_on};
 use super::seed::{drawn, ranked};
 use super::track::Track;
 use super::values::{ValueSolve, length};
@@ -54,14 +56,23 @@ pub(crate) struct Batch<'a, E: Engine> {
 }
 
 impl<'a, E: Engine> Batch<'a, E> {
-    /// Uploads, asks the teacher, and seeds.
-    pub(crate) fn new(engine: &mut E, problems: &[&Problem], dims: Dims, scale: f32, options: &'a Options, order: Order) -> Result<Self> {
+    /// Uploads what is not there yet, asks the teacher, and seeds.
+    pub(crate) fn new(
+        engine: &mut E,
+        (problems, inputs): Members<'_, E>,
+        dims: Dims,
+        scale: f32,
+        options: &'a Options,
+        order: Order,
+    ) -> Result<Self> {
         let shapes = problems.iter().map(|problem| problem.shape()).collect::<Result<Vec<Shape>>>()?;
         let sizes = Workspace::new(&shapes, options.history);
-        let cache = FullCache::upload(engine, problems, dims)?;
-        let mut sets = [Kind::Training, Kind::Validation, Kind::Probe]
-            .map(|kind| RowSet::new(engine, problems, &shapes, kind, &cache, scale))
-            .into_iter()
+        let (cache, given) = match inputs {
+            Some(Inputs { cache, rows, .. }) => (cache, rows),
+            None => (FullCache::upload(&mut AtOnce(engine), problems, dims)?, [None, None, None]),
+        };
+        let mut sets = (Kind::ALL.into_iter().zip(given))
+            .map(|rows| RowSet::new(engine, problems, &shapes, rows, &cache, scale))
             .collect::<Result<Vec<_>>>()?;
         let (probe, validation, training) = (sets.pop().flatten(), sets.pop().flatten(), sets.pop().flatten());
         let training = training.ok_or_else(|| Error::shape("batch", "no training rows"))?;

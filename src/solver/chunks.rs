@@ -66,8 +66,6 @@ pub(super) fn even(total: usize, count: usize) -> Vec<usize> {
 /// What a chunk knows of the head it was cut from.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
-    /// The chunk's number.
-    pub(super) number: usize,
     /// The state of the head's rows over the pairs of all other chunks, `[rows, value_dim + 4]`: training, validation, probe rows.
     others: Vec<f32>,
     /// The same over all pairs of the head.
@@ -156,8 +154,8 @@ pub(super) fn introduce<E: Engine>(engine: &mut E, chunks: &mut [Problem], scale
     }
     let teacher: Arc<[f32]> = after[0].as_slice().into();
     let mut before: Option<Vec<f32>> = None;
-    for (number, (chunk, state)) in chunks.iter_mut().zip(states).enumerate() {
-        let rest = after.get_mut(number + 1).map(std::mem::take);
+    for (chunk, state) in chunks.iter_mut().zip(states) {
+        let rest = after.get_mut(chunk.chunk + 1).map(std::mem::take);
         let others = match (&before, rest) {
             (Some(before), Some(mut rest)) => {
                 merge(&mut rest, before, value_dim);
@@ -171,7 +169,7 @@ pub(super) fn introduce<E: Engine>(engine: &mut E, chunks: &mut [Problem], scale
             None => before = Some(state),
         }
         let teacher = Arc::clone(&teacher);
-        chunk.part = Some(Part { number, others, teacher });
+        chunk.part = Some(Part { others, teacher });
     }
     Ok(())
 }

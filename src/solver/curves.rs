@@ -4,7 +4,7 @@
 //! values are solved on some of the training rows and judged on the validation rows, which no fit sees.
 
 use super::Timings;
-use super::batches::{Watch, Work};
+use super::batches::{Members, Watch, Work};
 use super::candidates::{Batch, Order};
 use super::problem::Problem;
 use super::supply::Stage;
@@ -86,7 +86,7 @@ pub(super) fn of_slice<E: Engine>(work: &mut Work<'_, '_, E>, problems: &[Proble
     }
     let members: Vec<&Problem> = problems.iter().collect();
     let mut found: Vec<Vec<f64>> = vec![Vec::new(); problems.len()];
-    let stage = |engine: &mut E, members: &[&Problem], scale, _: &mut Timings, watch: &mut Watch<'_>| {
+    let stage = |engine: &mut E, members: Members<'_, E>, scale, _: &mut Timings, watch: &mut Watch<'_>| {
         of_batch(engine, members, &grid.lengths, grid.solved, scale, options, watch)
     };
     work.in_batches(&members, 0, 0, &mut Timings::default(), stage, |_, batch, errors, _| {
@@ -143,7 +143,7 @@ fn error(sums: Option<Sums>) -> f64 {
 /// return. Values are solved up to `most` pairs.
 fn of_batch<E: Engine>(
     engine: &mut E,
-    problems: &[&Problem],
+    (problems, inputs): Members<'_, E>,
     grid: &[usize],
     most: usize,
     scale: f32,
@@ -158,7 +158,7 @@ fn of_batch<E: Engine>(
         anchor: Anchor::Seed,
         ..options.clone()
     };
-    let mut batch = Batch::new(engine, problems, first.dims, scale, &options, Order::Rank)?;
+    let mut batch = Batch::new(engine, (problems, inputs), first.dims, scale, &options, Order::Rank)?;
     let mut solve = ValueSolve::new(engine, first.dims, problems, &batch.training.heads, &batch.sizes, &options)?;
     let mut found: Vec<Vec<f64>> = vec![Vec::with_capacity(grid.len()); problems.len()];
     let mut gains = vec![1.0; problems.len()];

@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::batches::{budget, history, no_larger, scratch};
+use super::batches::{history, packing, scratch};
 use super::chunks::even;
 use super::compress::{check, chosen_layers};
 use super::supply::{Stage, Supply};
+use super::waves::{Beginning, Packing};
 use super::{Request, size};
-use crate::batch::{Shape, Workspace, schedule};
+use crate::batch::{Shape, Workspace};
 use crate::cache::Capture;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -39,7 +40,7 @@ pub struct Estimate {
     /// Bytes of host memory: the heads that are there together and the short cache, in single precision; on a CPU engine those of the device
     /// come on top.
     pub host_bytes: u64,
-    /// Bytes of the largest batch's arrays on the machine, the engine's own among them.
+    /// Bytes of the largest batch's arrays on the machine, the engine's own among them, and what is uploaded of the next meanwhile.
     pub device_bytes: u64,
     /// Batches.
     pub batches: usize,
@@ -123,26 +124,25 @@ pub(super) fn needs<E: Engine>(engine: &E, supply: &Supply<'_>, free: &[Vec<usiz
         host_bytes: slices.iter().map(|slice| slice.bytes + slice.ahead).max().unwrap_or(0),
         ..Needs::default()
     };
+    // The last batch of the slice before: how it was packed, what it takes, and what of that on the device.
+    let mut before: Option<(Packing, u64, u64)> = None;
     for slice in slices {
         let mut shapes = Vec::new();
         for head in slice.heads.clone() {
-            // A chunk that keeps everything is not worked on.
-            shapes.extend(
-                supply
-                    .shapes(head, stage)?
-                    .into_iter()
-                    .filter(|shape| shape.free + shape.fixed < shape.tokens),
-            );
+            shapes.extend(supply.shapes(head, stage)?.into_iter().filter(|shape| stage.works_on(shape)));
         }
-        let batches = schedule(&shapes, history, budget(engine, supply.memory, &slice), |shapes| {
-            scratch(engine, shapes)
-        })?;
-        let batches = no_larger(batches, request.at_once);
-        found.batches += batches.len();
-        for batch in batches {
-            let members: Vec<Shape> = batch.iter().map(|&head| shapes[head]).collect();
+        let packing = packing(engine, supply, request.at_once, &slice, history);
+        let waves = packing.waves(&shapes, |shapes| scratch(engine, shapes))?;
+        found.batches += waves.len();
+        for wave in waves {
+            let members: Vec<Shape> = wave.heads.iter().map(|&head| shapes[head]).collect();
             let bytes = Workspace::new(&members, history).bytes() + scratch(engine, &members);
-            found.device_bytes = found.device_bytes.max(bytes);
+            let beginning = Beginning::of(&members, false);
+            let beside = before
+                .take()
+                .and_then(|(packing, taken, bytes)| Some(bytes + packing.beside(taken, beginning)?.device));
+            found.device_bytes = found.device_bytes.max(bytes + wave.ahead.device).max(beside.unwrap_or(0));
+            before = (slice.ahead > 0 && packing.uploads).then_some((packing, wave.bytes, bytes));
         }
     }
     Ok(found)

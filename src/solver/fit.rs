@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::batches::Members;
 use super::candidates::{Batch, Order};
 use super::descent::{Allowance, Descent, Rest};
 use super::keys::{Cycle, KeySteps};
@@ -77,7 +78,7 @@ impl Fitted {
 /// Fits a batch of heads of the same dims. `watch` gets the share of the work that is done; its error ends the work.
 pub(crate) fn fit<E: Engine>(
     engine: &mut E,
-    problems: &[&Problem],
+    (problems, inputs): Members<'_, E>,
     scale: f32,
     options: &Options,
     timings: &mut Timings,
@@ -86,7 +87,7 @@ pub(crate) fn fit<E: Engine>(
     let Some(first) = problems.first() else { return Ok(Vec::new()) };
     let dims = first.dims;
     let started = Instant::now();
-    let mut batch = Batch::new(engine, problems, dims, scale, options, Order::Position)?;
+    let mut batch = Batch::new(engine, (problems, inputs), dims, scale, options, Order::Position)?;
     timings.teacher += started.elapsed().as_secs_f64();
 
     let select = timed(&mut timings.judge, || batch.judge(engine))?;

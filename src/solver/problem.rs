@@ -16,6 +16,8 @@ use crate::options::{Options, Split};
 pub(crate) struct Problem {
     pub(crate) layer: usize,
     pub(crate) head: usize,
+    /// The chunk's number; 0 where the head is not cut.
+    pub(crate) chunk: usize,
     /// Channels as the engine sees them: those of the keys' bias counted in, where there is one.
     pub(crate) dims: Dims,
     /// Channels of a key in the cache.
@@ -61,12 +63,13 @@ impl Problem {
         }
         let rows = Arc::new(rows);
         let mut first = 0;
-        let chunk = |split: &Split| {
+        let chunk = |(number, split): (usize, &Split)| {
             let tokens = first..first + split.tokens;
             first = tokens.end;
             Self {
                 layer: layer.index,
                 head,
+                chunk: number,
                 dims,
                 key_dim: layer.dim,
                 constant,
@@ -78,7 +81,7 @@ impl Problem {
                 part: None,
             }
         };
-        Ok(cut.chunks.iter().map(chunk).collect())
+        Ok(cut.chunks.iter().enumerate().map(chunk).collect())
     }
 
     /// Whether the head keeps every pair it has.

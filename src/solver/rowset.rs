@@ -1,14 +1,13 @@
 //! One kind of rows (training, validation or probe) of all heads of a batch, with what their teacher says and what the
 //! pairs that never change contribute.
 
-use super::chunks::Part;
+use super::inputs::{AtOnce, FullCache, Given, Parts};
 use super::problem::Problem;
 use super::rows::Rows;
 use super::{Errors, merged_sums};
 use crate::batch::{Shape, layout};
 use crate::engine::{Dims, Engine, Head};
 use crate::error::Result;
-use crate::options::Split;
 use crate::reference::merged::Sums;
 
 /// Which rows of a problem.
@@ -40,42 +39,6 @@ impl Kind {
     }
 }
 
-/// The full cache of a batch's heads, on the engine.
-#[derive(Debug)]
-pub(crate) struct FullCache<E: Engine> {
-    pub(crate) keys: E::Array,
-    pub(crate) values: E::Array,
-    fixed_keys: E::Array,
-    fixed_values: E::Array,
-}
-
-impl<E: Engine> FullCache<E> {
-    pub(crate) fn upload(engine: &mut E, problems: &[&Problem], dims: Dims) -> Result<Self> {
-        let value_dim = dims.value_dim as usize;
-        // One after the other, so that the host holds a copy of one array at a time.
-        let mut gathered = |label, count: fn(&Split) -> usize, width: usize, gather: &dyn Fn(&Problem, &mut Vec<f32>)| {
-            let pairs: usize = problems.iter().map(|problem| count(&problem.split)).sum();
-            let mut data = Vec::with_capacity(pairs * width);
-            problems.iter().for_each(|problem| gather(problem, &mut data));
-            engine.upload_compact(label, &data)
-        };
-        let fixed = |split: &Split| split.sinks + split.tail;
-        let dim = dims.dim as usize;
-        Ok(Self {
-            keys: gathered("keys", |split| split.tokens, dim, &|problem, data| {
-                problem.push_keys(&problem.keys, data)
-            })?,
-            values: gathered("values", |split| split.tokens, value_dim, &|problem, data| {
-                data.extend_from_slice(&problem.values);
-            })?,
-            fixed_keys: gathered("fixed keys", fixed, dim, &|problem, data| problem.assemble_wide(&[], data))?,
-            fixed_values: gathered("fixed values", fixed, value_dim, &|problem, data| {
-                problem.assemble(&problem.values, &[], value_dim, data);
-            })?,
-        })
-    }
-}
-
 /// Rows, their teacher and their constant part.
 #[derive(Debug)]
 pub(crate) struct RowSet<E: Engine> {
@@ -95,13 +58,13 @@ pub(crate) struct RowSet<E: Engine> {
 }
 
 impl<E: Engine> RowSet<E> {
-    /// Uploads the rows and computes teacher and constant part; `None` if no head has such rows.
+    /// Uploads the rows, unless they are `given`, and computes teacher and constant part; `None` if no head has such rows.
     pub(crate) fn new(
         engine: &mut E,
         problems: &[&Problem],
         shapes: &[Shape],
-        kind: Kind,
-        cache: &FullCache<E>,
+        (kind, given): (Kind, Option<Given<E::Array>>),
+        cache: &FullCache<E::Array>,
         scale: f32,
     ) -> Result<Option<Self>> {
         let Some(dims) = shapes.first().map(|shape| shape.dims) else {
@@ -116,27 +79,25 @@ impl<E: Engine> RowSet<E> {
         if heads.is_empty() {
             return Ok(None);
         }
-        let queries = joined(problems.iter().map(|problem| kind.rows(&problem.rows)));
-        let floats = queries.len() / dims.dim as usize * dims.state_row() as usize;
-        let queries = engine.upload("queries", &queries)?;
-        // Where heads are cut into chunks, the others' state is in both teacher and student.
-        let parts = |state: for<'a> fn(&'a Part, &Rows, Kind, Dims) -> &'a [f32]| -> Vec<f32> {
-            let chunks = problems.iter().filter_map(|problem| Some((problem.part.as_ref()?, &problem.rows)));
-            joined(chunks.map(|(part, rows)| state(part, rows, kind, dims)))
+        let given = match given {
+            Some(given) => given,
+            None => Given::upload(&mut AtOnce(engine), problems, dims, kind)?,
         };
-        let is_cut = problems.iter().any(|problem| problem.part.is_some());
-        let teacher = if is_cut {
-            engine.upload("teacher", &parts(Part::teacher))?
-        } else {
-            let mut teacher = engine.zeros("teacher", floats)?;
-            let table = engine.table(dims, &with_rows(|shape| shape.tokens))?;
-            engine.attention(&table, &queries, &cache.keys, &cache.values, None, scale, &mut teacher)?;
-            teacher
+        let Given { queries, floats, parts } = given;
+        let floats = floats / dims.dim as usize * dims.state_row() as usize;
+        let parts = match parts {
+            Some(parts) => Some(parts),
+            // Those of a slice's first batch know of each other only since it began.
+            None => Parts::upload(&mut AtOnce(engine), problems, dims, kind)?,
         };
-        let others = if is_cut {
-            Some(engine.upload("others", &parts(Part::others))?)
-        } else {
-            None
+        let (teacher, others) = match parts {
+            Some(Parts { teacher, others }) => (teacher, Some(others)),
+            None => {
+                let mut teacher = engine.zeros("teacher", floats)?;
+                let table = engine.table(dims, &with_rows(|shape| shape.tokens))?;
+                engine.attention(&table, &queries, &cache.keys, &cache.values, None, scale, &mut teacher)?;
+                (teacher, None)
+            }
         };
         let mut base = engine.zeros("base", floats)?;
         let table = engine.table(dims, &with_rows(|shape| shape.fixed))?;

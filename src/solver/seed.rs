@@ -1,7 +1,8 @@
 //! Which pairs of the zone a head starts from.
 
+use super::inputs::FullCache;
 use super::problem::Problem;
-use super::rowset::{FullCache, RowSet};
+use super::rowset::RowSet;
 use crate::batch::{Shape, layout};
 use crate::engine::Engine;
 use crate::error::Result;
@@ -14,7 +15,7 @@ pub(crate) fn ranked<E: Engine>(
     problems: &[&Problem],
     shapes: &[Shape],
     rows: &RowSet<E>,
-    cache: &FullCache<E>,
+    cache: &FullCache<E::Array>,
     scale: f32,
     ranking: Ranking,
 ) -> Result<Vec<Vec<usize>>> {
@@ -46,8 +47,7 @@ pub(crate) fn ranked<E: Engine>(
 /// `free` pairs of a head's zone drawn at random, ascending: by the seed, the layer, the head and the chunk alone.
 pub(crate) fn drawn(problem: &Problem, seed: u64) -> Vec<usize> {
     let split = problem.split;
-    let chunk = problem.part.as_ref().map_or(0, |part| part.number as u64);
-    let place = (chunk << 48) | ((problem.layer as u64) << 32) | problem.head as u64;
+    let place = ((problem.chunk as u64) << 48) | ((problem.layer as u64) << 32) | problem.head as u64;
     // The golden ratio's bits keep neighbouring places from sharing a stream.
     let mut random = fastrand::Rng::with_seed(seed ^ place.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let zone: Vec<usize> = (split.sinks..split.tokens - split.tail).collect();

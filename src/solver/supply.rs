@@ -38,6 +38,21 @@ pub(super) enum Stage<'a> {
     Fit { free: &'a [Vec<usize>], history: u32 },
 }
 
+impl Stage<'_> {
+    /// Curvature pairs that its batches need.
+    pub(super) fn history(self) -> u32 {
+        match self {
+            Self::Curves { .. } => 0,
+            Self::Fit { history, .. } => history,
+        }
+    }
+
+    /// Whether there is anything to do for a problem of this shape: what keeps everything is not fitted.
+    pub(super) fn works_on(self, shape: &Shape) -> bool {
+        matches!(self, Self::Curves { .. }) || shape.free + shape.fixed < shape.tokens
+    }
+}
+
 /// Bytes that a head takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need {
@@ -218,10 +233,7 @@ impl<'a> Supply<'a> {
         let is_cut = shapes.len() > 1;
         // A state of the others for each chunk, and the teacher's.
         let mut host = pairs + queries + if is_cut { state * (shapes.len() as u64 + 1) } else { 0 };
-        let history = match stage {
-            Stage::Curves { .. } => 0,
-            Stage::Fit { history, .. } => history,
-        };
+        let history = stage.history();
         for shape in shapes {
             if is_cut {
                 // Looked at by all rows: its pairs on both sides, queries on both sides, two states there, one here and, widened, two
@@ -233,8 +245,7 @@ impl<'a> Supply<'a> {
                 // The result, put together with what stays as it is; of a chunk also its starts.
                 host += 4 * (u64::from(shape.free) * if is_cut { 3 } else { 1 } + u64::from(shape.fixed)) * pair;
             }
-            let is_whole = matches!(stage, Stage::Fit { .. }) && shape.free + shape.fixed == shape.tokens;
-            if !is_whole {
+            if stage.works_on(&shape) {
                 beside = beside.max(need(&[shape], history, scratch(&[shape])));
             }
         }

@@ -61,6 +61,9 @@ fn bench_measures_every_combination_and_names_the_machine_in_each_row() {
         let median = row["seconds"]["median"].as_f64().expect("a number");
         assert!((number("heads_a_second") * median - 2.0).abs() < 1e-9, "{row}");
         assert!((number("tokens_a_second") * median - number("tokens")).abs() < 1e-6, "{row}");
+        // A cache of two heads and its rows, in single precision; the CPU engine has no memory of its own.
+        assert!(number("host_bytes") > 2.0 * 4.0 * 2.0 * 8.0 * number("tokens"), "{row}");
+        assert!(row["device_bytes"].is_null() && row["memory"].is_null(), "{row}");
         let stages: f64 = row["stages"].as_object().expect("stages").values().filter_map(Value::as_f64).sum();
         assert!(stages > 0.0 && stages <= 2.0 * median, "{row}");
     }
@@ -80,6 +83,51 @@ fn bench_measures_every_combination_and_names_the_machine_in_each_row() {
         table.lines().count() >= 5 && table.contains("heads/s") && table.contains("CPU, "),
         "{table}"
     );
+    assert!(
+        table.contains("device") && table.contains("host") && table.contains("KiB"),
+        "{table}"
+    );
+}
+
+/// What the device and the host take at most, in every row; with less memory in several waves, and both within it.
+#[test]
+fn bench_tells_what_memory_was_taken_and_keeps_within_it() {
+    let of = |memory: &[&str]| -> Value {
+        let engine = [
+            "bench",
+            "--engine",
+            "gpu",
+            "--dim",
+            "8",
+            "--group",
+            "2",
+            "--steps",
+            "1",
+            "--repetitions",
+            "1",
+        ];
+        let shape = [
+            "--warm-up",
+            "0",
+            "--kv-heads",
+            "8",
+            "--tokens",
+            "256",
+            "--probes",
+            "0",
+            "--method",
+            "select-fit",
+            "--json",
+        ];
+        serde_json::from_str(succeeded(&run(&[&engine, shape.as_slice(), memory].concat()))).expect("JSON")
+    };
+    let number = |row: &Value, name: &str| row[name].as_u64().expect("a number");
+    let (free, bound) = (of(&[]), of(&["--memory", "2MiB"]));
+    // The cache of all heads and the rows of both query heads, on the device.
+    assert!(number(&free, "device_bytes") > 8 * 4 * 8 * 4 * 256, "{free}");
+    assert!(number(&bound, "device_bytes") < number(&free, "device_bytes"), "{free} {bound}");
+    assert_eq!(number(&bound, "memory"), 2 << 20);
+    assert!(number(&bound, "device_bytes") <= 2 << 20, "{bound}");
 }
 
 #[test]

@@ -2,13 +2,56 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use kvsculpt::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History};
+use kvsculpt::cpu::CpuEngine;
+use kvsculpt::engine::{Dims, Engine, Evaluated, Evaluation, Exchange, Head, History, Uploader};
 use kvsculpt::{Error, Result};
 
+/// Makes arrays on another thread, for an engine that has them in the host's memory.
+type Makes<A> = fn() -> Box<dyn Uploader<A> + Send>;
+
+/// The CPU engine's arrays, made as a GPU's are: while it works.
+pub(crate) fn by_cpu() -> Box<dyn Uploader<<CpuEngine as Engine>::Array> + Send> {
+    struct ByCpu(CpuEngine);
+
+    impl Uploader<<CpuEngine as Engine>::Array> for ByCpu {
+        fn upload(&mut self, label: &'static str, data: &[f32]) -> Result<<CpuEngine as Engine>::Array> {
+            self.0.upload(label, data)
+        }
+    }
+
+    Box::new(ByCpu(CpuEngine::new()))
+}
+
+/// What other threads have uploaded, and from which array on it fails.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    pub(crate) arrays: AtomicU64,
+    pub(crate) fails_from: AtomicU64,
+}
+
+struct Failing<A> {
+    uploader: Box<dyn Uploader<A> + Send>,
+    ahead: Arc<Ahead>,
+}
+
+impl<A> Uploader<A> for Failing<A> {
+    fn upload(&mut self, label: &'static str, data: &[f32]) -> Result<A> {
+        let number = self.ahead.arrays.fetch_add(1, Ordering::Relaxed);
+        if number >= self.ahead.fails_from.load(Ordering::Relaxed) {
+            return Err(Error::OutOfMemory {
+                label: label.into(),
+                bytes: 4 * data.len() as u64,
+                available: 0,
+            });
+        }
+        self.uploader.upload(label, data)
+    }
+}
+
 /// An engine whose device is lost at some operations, counted from 0 over all devices, and has room for arrays of so many floats.
-pub(crate) struct Faulty<E> {
+pub(crate) struct Faulty<E: Engine> {
     engine: E,
     pub(crate) operations: u64,
     pub(crate) lost_at: Vec<u64>,
@@ -23,6 +66,11 @@ pub(crate) struct Faulty<E> {
     pub(crate) opens: bool,
     /// Floats of the largest array that was asked for.
     pub(crate) largest: usize,
+    /// Uploads from other threads, where there are any.
+    pub(crate) makes: Option<Makes<E::Array>>,
+    pub(crate) ahead: Arc<Ahead>,
+    /// What it claims to need beside the caller's arrays, where that is not to depend on the processor's threads.
+    pub(crate) scratch: Option<u64>,
     is_lost: bool,
 }
 
@@ -38,6 +86,12 @@ impl<E: Engine> Faulty<E> {
             reopened: 0,
             opens: true,
             largest: 0,
+            makes: None,
+            ahead: Arc::new(Ahead {
+                arrays: AtomicU64::new(0),
+                fails_from: AtomicU64::new(u64::MAX),
+            }),
+            scratch: None,
             is_lost: false,
         }
     }
@@ -91,6 +145,10 @@ impl<E: Engine> Engine for Faulty<E> {
         self.engine.exchanged()
     }
 
+    fn take_peak_bytes(&mut self) -> Option<u64> {
+        self.engine.take_peak_bytes()
+    }
+
     fn round_begins(&mut self) {
         self.engine.round_begins();
     }
@@ -109,7 +167,7 @@ impl<E: Engine> Engine for Faulty<E> {
     }
 
     fn scratch_bytes(&self, dims: Dims, heads: &[Head]) -> u64 {
-        self.engine.scratch_bytes(dims, heads)
+        self.scratch.unwrap_or_else(|| self.engine.scratch_bytes(dims, heads))
     }
 
     fn table(&mut self, dims: Dims, heads: &[Head]) -> Result<E::Table> {
@@ -135,6 +193,12 @@ impl<E: Engine> Engine for Faulty<E> {
     fn upload_compact(&mut self, label: &'static str, data: &[f32]) -> Result<E::Array> {
         self.allocate(label, data.len())?;
         self.engine.upload_compact(label, data)
+    }
+
+    fn uploader(&self) -> Option<Box<dyn Uploader<E::Array> + Send>> {
+        let uploader = self.makes.map(|make| make()).or_else(|| self.engine.uploader())?;
+        let ahead = Arc::clone(&self.ahead);
+        Some(Box::new(Failing { uploader, ahead }))
     }
 
     fn write(&mut self, array: &mut E::Array, data: &[f32]) -> Result<()> {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::arguments::{BackendKind, EngineArguments, EngineKind, MethodKind, PresetKind, bytes, method, replace};
 use crate::generate::Shape;
 use crate::lengths::ScopeKind;
+use crate::memory::Peak;
 use crate::progress::Progress;
 use crate::{Talk, engine, print, print_json};
 
@@ -213,19 +214,37 @@ fn measure(
     arguments: &Arguments,
     talk: Talk,
 ) -> Result<Row> {
-    let mut runs: Vec<(f64, Timings)> = Vec::new();
+    let mut runs: Vec<Run> = Vec::new();
     let warm_up = u64::from(arguments.warm_up);
     for number in 0..warm_up + u64::from(arguments.repetitions) {
         let mut progress = Progress::new(talk, request.decided());
+        let host = Peak::from_here();
         let started = std::time::Instant::now();
-        let compression = machine.compress(capture, request, &mut progress)?;
+        let (compression, measured) = machine.compress_measured(capture, request, &mut progress)?;
         let seconds = started.elapsed().as_secs_f64();
+        let host_bytes = host.bytes();
         progress.finish();
         if number >= warm_up {
-            runs.push((seconds, compression.timings));
+            runs.push(Run {
+                seconds,
+                stages: compression.timings,
+                device_bytes: measured.device_bytes,
+                host_bytes,
+            });
         }
     }
-    Ok(Row::new(machine, generator, &request.options, &runs))
+    Ok(Row::new(machine, generator, request, &runs))
+}
+
+/// What was measured of one run.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    seconds: f64,
+    stages: Timings,
+    /// The most that arrays took on the device; `None` where that is the host.
+    device_bytes: Option<u64>,
+    /// The most that the program took on the host beside what it had before.
+    host_bytes: u64,
 }
 
 /// The middle of some numbers, and half of what lies between the least and the largest.

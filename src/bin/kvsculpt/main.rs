@@ -25,6 +25,7 @@ mod inspect;
 mod interrupt;
 mod lengths;
 mod made;
+mod memory;
 mod merge;
 mod page;
 mod progress;

@@ -9,7 +9,7 @@ use kvsculpt::solver::{Judged, Outcome, Stop};
 use crate::report::Report;
 
 /// What stands where a number is not known.
-const NOTHING: &str = "–";
+pub(crate) const NOTHING: &str = "–";
 
 /// Lines under the header and before the means, no borders.
 const STYLE: TableStyle = TableStyle::new()

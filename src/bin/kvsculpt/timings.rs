@@ -39,6 +39,13 @@ fn table(measured: &Measured) -> String {
         size(traffic.bytes_written),
         traffic.submissions
     );
+    if traffic.writes_ahead > 0 {
+        let (writes, bytes) = (traffic.writes_ahead, size(traffic.bytes_ahead));
+        let _ = writeln!(text, "{writes} of the writes ({bytes}) went up while the machine worked");
+    }
+    if let Some(bytes) = measured.device_bytes {
+        let _ = writeln!(text, "at most {} on the device at one time", size(bytes));
+    }
     if traffic.rounds.count > 0 {
         let _ = writeln!(text, "{}", traffic.rounds);
     }

@@ -1,13 +1,14 @@
 //! One combination's outcome, in a table, as comma-separated values and as JSON.
 
 use comfy_table::{ContentArrangement, Table, presets};
-use kvsculpt::Options;
 use kvsculpt::cache::Generator;
 use kvsculpt::machine::Machine;
-use kvsculpt::solver::Timings;
+use kvsculpt::solver::{Request, Timings};
 use serde::Serialize;
 
-use super::Middle;
+use super::{Middle, Run};
+use crate::report::size;
+use crate::table::NOTHING;
 
 /// What was measured of one combination; the object of a line of JSON.
 #[derive(Debug, Serialize)]
@@ -30,14 +31,22 @@ pub(super) struct Row {
     heads_a_second: f64,
     /// Tokens of the cache, all its layers compressed, by the median time.
     tokens_a_second: f64,
+    /// The most that arrays took on the device, in any run; `None` where the engine has no memory but the host's.
+    device_bytes: Option<u64>,
+    /// The most that was allocated on the host beside the capture, in any run.
+    host_bytes: u64,
+    /// What both may take together, where that was said.
+    memory: Option<u64>,
     /// Medians.
     stages: Timings,
 }
 
 impl Row {
-    pub(super) fn new(machine: &Machine, generator: &Generator, options: &Options, runs: &[(f64, Timings)]) -> Self {
-        let seconds = Middle::of(runs.iter().map(|run| run.0));
-        let stage = |pick: fn(&Timings) -> f64| Middle::of(runs.iter().map(|run| pick(&run.1))).median;
+    /// Of at least one run.
+    pub(super) fn new(machine: &Machine, generator: &Generator, request: &Request, runs: &[Run]) -> Self {
+        let options = &request.options;
+        let seconds = Middle::of(runs.iter().map(|run| run.seconds));
+        let stage = |pick: fn(&Timings) -> f64| Middle::of(runs.iter().map(|run| pick(&run.stages))).median;
         let &Generator {
             layers,
             kv_heads,
@@ -64,6 +73,9 @@ impl Row {
             seconds,
             heads_a_second: (layers * kv_heads) as f64 / seconds.median,
             tokens_a_second: tokens as f64 / seconds.median,
+            device_bytes: runs.iter().filter_map(|run| run.device_bytes).max(),
+            host_bytes: runs.iter().map(|run| run.host_bytes).max().unwrap_or(0),
+            memory: request.memory,
             stages: Timings {
                 read: stage(|stages| stages.read),
                 budgets: stage(|stages| stages.budgets),
@@ -94,6 +106,9 @@ impl Row {
             self.seconds.spread.to_string(),
             self.heads_a_second.to_string(),
             self.tokens_a_second.to_string(),
+            self.device_bytes.map_or_else(String::new, |bytes| bytes.to_string()),
+            self.host_bytes.to_string(),
+            self.memory.map_or_else(String::new, |bytes| bytes.to_string()),
             stages.read.to_string(),
             stages.budgets.to_string(),
             stages.teacher.to_string(),
@@ -115,7 +130,7 @@ pub(super) fn csv_header() -> String {
 }
 
 /// The names of what [`Row::fields`] gives.
-const COLUMNS: [&str; 21] = [
+const COLUMNS: [&str; 24] = [
     "engine",
     "machine",
     "method",
@@ -131,6 +146,9 @@ const COLUMNS: [&str; 21] = [
     "spread",
     "heads_a_second",
     "tokens_a_second",
+    "device_bytes",
+    "host_bytes",
+    "memory",
     "read",
     "budgets",
     "teacher",
@@ -157,8 +175,8 @@ pub(super) fn table(rows: &[Row]) -> String {
         .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header([
-        "method", "keep", "layers", "KV heads", "group", "dim", "tokens", "seconds", "heads/s", "tokens/s", "read", "budgets", "teacher",
-        "values", "keys", "judge", "machine",
+        "method", "keep", "layers", "KV heads", "group", "dim", "tokens", "seconds", "heads/s", "tokens/s", "device", "host", "read",
+        "budgets", "teacher", "values", "keys", "judge", "machine",
     ]);
     for row in rows {
         let stages = &row.stages;
@@ -166,6 +184,8 @@ pub(super) fn table(rows: &[Row]) -> String {
         cells.extend([row.layers, row.kv_heads, row.group, row.dim, row.tokens].map(|number| number.to_string()));
         cells.push(format!("{} ± {}", short(row.seconds.median), short(row.seconds.spread)));
         cells.extend([row.heads_a_second, row.tokens_a_second].map(short));
+        cells.push(row.device_bytes.map_or_else(|| NOTHING.to_owned(), size));
+        cells.push(size(row.host_bytes));
         cells.extend(
             [
                 stages.read,
