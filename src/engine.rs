@@ -309,6 +309,21 @@ pub trait Uploader<A> {
 
     /// As [`Engine::upload_compact`].
     ///
+    /// ```
+    /// use kvsculpt::engine::Uploader;
+    ///
+    /// /// Has nothing smaller to store numbers in.
+    /// struct Host;
+    ///
+    /// impl Uploader<Vec<f32>> for Host {
+    ///     fn upload(&mut self, _: &'static str, data: &[f32]) -> kvsculpt::Result<Vec<f32>> {
+    ///         Ok(data.to_vec())
+    ///     }
+    /// }
+    /// assert_eq!(Host.upload_compact("keys", &[0.5])?, [0.5]);
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Out of memory, naming the array and its bytes; lost device.
     fn upload_compact(&mut self, label: &'static str, data: &[f32]) -> Result<A> {
