@@ -83,22 +83,27 @@ pub(super) fn written(pairing: Pairing) -> &'static str {
 }
 
 pub(super) fn capture(capture: Capture) -> Result<Cache> {
-    let mut layers = Vec::new();
-    for &index in &capture.layers {
+    let layers = facts(&capture, &capture.layers, capture.tokens)?;
+    let metadata = capture.metadata.clone();
+    from_texts(capture.path.clone(), Format::Capture, layers, metadata, Box::new(capture))
+}
+
+/// A capture's layers as if every head had so many pairs.
+pub(super) fn facts(capture: &Capture, layers: &[usize], pairs: usize) -> Result<Vec<LayerFacts>> {
+    let facts = layers.iter().map(|&index| {
         let shape = capture.shape(index)?;
-        layers.push(LayerFacts {
+        Ok(LayerFacts {
             index,
-            lengths: vec![capture.tokens; shape.kv_heads],
+            lengths: vec![pairs; shape.kv_heads],
             dim: shape.dim,
             value_dim: shape.value_dim,
             key_dtype: shape.dtype,
             value_dtype: shape.dtype,
             bias: false,
             next_position: capture.next_position,
-        });
-    }
-    let metadata = capture.metadata.clone();
-    from_texts(capture.path.clone(), Format::Capture, layers, metadata, Box::new(capture))
+        })
+    });
+    facts.collect()
 }
 
 pub(super) fn compressed(path: PathBuf, compressed: Compressed) -> Result<Cache> {

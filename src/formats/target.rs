@@ -187,27 +187,9 @@ fn pair_bytes(facts: &LayerFacts) -> usize {
 
 /// What a capture would be compressed to if every head had as many pairs; its numbers cannot be read.
 fn even(capture: &Capture, layers: &[usize], kept: usize, texts: BTreeMap<String, String>) -> Result<Cache> {
-    let facts = layers.iter().map(|&index| {
-        let shape = capture.shape(index)?;
-        Ok(LayerFacts {
-            index,
-            lengths: vec![kept; shape.kv_heads],
-            dim: shape.dim,
-            value_dim: shape.value_dim,
-            key_dtype: shape.dtype,
-            value_dtype: shape.dtype,
-            bias: false,
-            next_position: capture.next_position,
-        })
-    });
+    let facts = own::facts(capture, layers, kept)?;
     let source = Box::new(Vec::<CompressedLayer>::new());
-    own::from_texts(
-        capture.path.clone(),
-        Format::Compressed,
-        facts.collect::<Result<_>>()?,
-        texts,
-        source,
-    )
+    own::from_texts(capture.path.clone(), Format::Compressed, facts, texts, source)
 }
 
 impl Cache {

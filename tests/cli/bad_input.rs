@@ -96,6 +96,7 @@ fn options_without_meaning_are_refused_and_keep_says_the_smallest() {
         (["--keep", "NaN"], ["--keep", "between 0 and 1"]),
         (["--ridge", "0"], ["--ridge", "positive"]),
         (["--iterations", "0"], ["--iterations", "at least 1"]),
+        (["--horizon", "0"], ["--horizon", "from 1 to"]),
     ] {
         refused(&workplace.compress(&more), 2, &words);
     }
@@ -109,6 +110,8 @@ fn options_without_meaning_are_refused_and_keep_says_the_smallest() {
         &most,
         "--context-rows",
         &most,
+        "--horizon",
+        "rows",
     ]));
     fs::remove_file(workplace.output()).expect("removed");
     refused(
@@ -119,6 +122,7 @@ fn options_without_meaning_are_refused_and_keep_says_the_smallest() {
     for more in [
         ["--layers", "9-7"],
         ["--ridge", "lots"],
+        ["--horizon", "far"],
         ["--memory", "much"],
         ["--engine", "abacus"],
     ] {

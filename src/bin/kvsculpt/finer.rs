@@ -57,16 +57,16 @@ pub(crate) struct FinerArguments {
         |options| options.context_rows.to_string(),
     ))]
     context_rows: Option<usize>,
-    #[arg(long, value_name = "POSITIONS|rows", value_parser = horizon, help = with_presets(
+    #[arg(long, value_name = "POSITIONS|rows", value_parser = count_or("rows", "positions"), help = with_presets(
         "Spread them over so many positions, the newest soonest: about as many as tokens will be made; `rows`: one each, the oldest soonest",
         |options| options.horizon.map_or_else(|| "rows".into(), |horizon| horizon.to_string()),
     ))]
-    horizon: Option<Horizon>,
-    #[arg(long, value_name = "ROWS|tail", value_parser = recent_rows, help = with_presets(
+    horizon: Option<Count>,
+    #[arg(long, value_name = "ROWS|tail", value_parser = count_or("tail", "rows"), help = with_presets(
         "Training rows a query head at the newest positions; `tail`: as many as the tail is long",
         |options| options.recent_rows.map_or_else(|| "tail".into(), |rows| rows.to_string()),
     ))]
-    recent_rows: Option<RecentRows>,
+    recent_rows: Option<Count>,
     #[arg(long, value_name = "ROWS", help = with_presets(
         "Rows a query head held out of every fit, by which the best iterate is chosen; 0: the last one is returned",
         |options| options.validation_rows.to_string(),
@@ -105,13 +105,9 @@ pub(crate) struct FinerArguments {
     bias_ridge: Option<f64>,
 }
 
-/// Training rows at the newest positions, `None` for the tail's length.
+/// A number, or `None` for the word that stands for it.
 #[derive(Clone, Copy, Debug)]
-struct RecentRows(Option<usize>);
-
-/// Positions ahead that context rows are turned to, `None` for one each.
-#[derive(Clone, Copy, Debug)]
-struct Horizon(Option<usize>);
+struct Count(Option<usize>);
 
 impl FinerArguments {
     pub(crate) fn put_over(&self, options: &mut Options) {
@@ -155,23 +151,14 @@ fn written(strength: Strength) -> String {
     }
 }
 
-fn recent_rows(text: &str) -> Result<RecentRows, String> {
-    match text {
-        "tail" => Ok(RecentRows(None)),
-        number => number
-            .parse()
-            .map(|rows| RecentRows(Some(rows)))
-            .map_err(|_| "neither a number of rows nor `tail`".into()),
-    }
-}
-
-fn horizon(text: &str) -> Result<Horizon, String> {
-    match text {
-        "rows" => Ok(Horizon(None)),
-        number => number
-            .parse()
-            .map(|positions| Horizon(Some(positions)))
-            .map_err(|_| "neither a number of positions nor `rows`".into()),
+/// Reads a number of what is counted, or the word.
+fn count_or(word: &'static str, counted: &'static str) -> impl Fn(&str) -> Result<Count, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        if text == word {
+            return Ok(Count(None));
+        }
+        let number = text.parse().map(|number| Count(Some(number)));
+        number.map_err(|_| format!("neither a number of {counted} nor `{word}`"))
     }
 }
 
