@@ -64,7 +64,7 @@ pub mod scalar {
     pub const DIAGONAL: usize = 13;
 }
 
-/// Channels of keys and of values: the same for all heads of a batch, multiples of 4, at most 256.
+/// Channels of keys and of values: the same for all heads of a batch, multiples of 4, at most [`MOST`](Self::MOST).
 ///
 /// ```
 /// use kvsculpt::engine::Dims;
@@ -81,6 +81,24 @@ pub struct Dims {
 }
 
 impl Dims {
+    /// The most channels that there are kernels for.
+    ///
+    /// ```
+    /// use kvsculpt::{cache::Generator, engine::Dims};
+    ///
+    /// let mut generator = Generator::default();
+    /// generator.dim = Dims::MOST as usize;
+    /// assert!(generator.validate().is_ok());
+    /// generator.dim += 4;
+    /// assert!(generator.validate().is_err());
+    /// ```
+    pub const MOST: u32 = 256;
+
+    /// Whether there are kernels for so many channels.
+    pub(crate) fn is_served(channels: usize) -> bool {
+        channels.is_multiple_of(4) && (4..=Self::MOST as usize).contains(&channels)
+    }
+
     /// Floats in a row of a state or error array: the value channels and four more.
     ///
     /// ```

@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kvsculpt::Error;
-use kvsculpt::cache::{Capture, Context, Dtype, Layer, Pairing, Queries};
+use kvsculpt::cache::{Capture, Dtype, Generator};
 use kvsculpt::compressor::{Compressor, Ended, Step};
 use kvsculpt::gpu::Gpu;
 use kvsculpt::kernels::GpuEngine;
@@ -23,37 +22,10 @@ const HEADS: usize = 2;
 const GROUP: usize = 2;
 
 fn capture() -> Arc<Capture> {
-    let mut random = fastrand::Rng::with_seed(11);
-    let mut numbers = |count: usize, size: f32| -> Vec<f32> { (0..count).map(|_| size * (2.0 * random.f32() - 1.0)).collect() };
-    let mut layer = |index: usize| Layer {
-        index,
-        kv_heads: HEADS,
-        query_heads: HEADS * GROUP,
-        tokens: TOKENS,
-        dim: DIM,
-        value_dim: DIM,
-        dtype: Dtype::F32,
-        key: numbers(HEADS * TOKENS * DIM, 2.0),
-        value: numbers(HEADS * TOKENS * DIM, 1.0),
-        query: Some(Queries {
-            rows: TOKENS,
-            data: numbers(HEADS * GROUP * TOKENS * DIM, 1.0 + index as f32),
-        }),
-        reference_query: None,
-        probe_query: None,
-    };
-    let layers = (0..LAYERS).map(&mut layer).collect();
-    let context = Context {
-        tokens: TOKENS,
-        next_position: TOKENS,
-        scale: 1.0 / (DIM as f64).sqrt(),
-        rope_theta: 10_000.0,
-        rope_dim: DIM,
-        pairing: Pairing::Half,
-        rope_scaling: None,
-        metadata: BTreeMap::new(),
-    };
-    Arc::new(Capture::from_layers("random", context, layers).unwrap())
+    let mut generator = Generator::default();
+    (generator.layers, generator.kv_heads, generator.group) = (LAYERS, HEADS, GROUP);
+    (generator.dim, generator.tokens, generator.probes, generator.seed) = (DIM, TOKENS, 0, 11);
+    Arc::new(generator.capture(Dtype::F32).unwrap())
 }
 
 /// Few rows, so that a software driver is done soon; chunks and biases, so that every operation is there.

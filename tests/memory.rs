@@ -3,12 +3,11 @@
 #![cfg(feature = "cpu")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::thread;
 
 use kvsculpt::Error;
-use kvsculpt::cache::{Capture, Context, Dtype, Layer, Pairing, Queries};
+use kvsculpt::cache::{Capture, Dtype, Generator};
 use kvsculpt::cpu::CpuEngine;
 use kvsculpt::options::{Options, Tail};
 use kvsculpt::solver::{Compression, Finished, Request, Team, compress};
@@ -31,44 +30,11 @@ const GROUP: usize = 2;
 
 /// A file, so that the capture itself is not in memory.
 fn capture(folder: &std::path::Path) -> Capture {
-    let mut random = fastrand::Rng::with_seed(7);
-    let mut numbers = |count: usize, size: f32| -> Vec<f32> { (0..count).map(|_| size * (2.0 * random.f32() - 1.0)).collect() };
-    let mut layer = |index: usize| Layer {
-        index,
-        kv_heads: HEADS,
-        query_heads: HEADS * GROUP,
-        tokens: TOKENS,
-        dim: DIM,
-        value_dim: DIM,
-        dtype: Dtype::F32,
-        key: numbers(HEADS * TOKENS * DIM, 2.0),
-        value: numbers(HEADS * TOKENS * DIM, 1.0),
-        query: Some(Queries {
-            rows: TOKENS,
-            data: numbers(HEADS * GROUP * TOKENS * DIM, 1.0 + index as f32),
-        }),
-        reference_query: None,
-        probe_query: Some(Queries {
-            rows: 64,
-            data: numbers(HEADS * GROUP * 64 * DIM, 2.0),
-        }),
-    };
-    let layers = (0..LAYERS).map(&mut layer).collect();
-    let context = Context {
-        tokens: TOKENS,
-        next_position: TOKENS,
-        scale: 1.0 / (DIM as f64).sqrt(),
-        rope_theta: 10_000.0,
-        rope_dim: DIM,
-        pairing: Pairing::Half,
-        rope_scaling: None,
-        metadata: BTreeMap::new(),
-    };
+    let mut generator = Generator::default();
+    (generator.layers, generator.kv_heads, generator.group) = (LAYERS, HEADS, GROUP);
+    (generator.dim, generator.tokens, generator.probes, generator.seed) = (DIM, TOKENS, 64, 7);
     let path = folder.join("capture.safetensors");
-    Capture::from_layers("random", context, layers)
-        .unwrap()
-        .write(&path, Dtype::F32)
-        .unwrap();
+    generator.write(&path, Dtype::F32, &mut |_| ()).unwrap();
     Capture::open(&path).unwrap()
 }
 

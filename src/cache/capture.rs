@@ -11,6 +11,7 @@ use super::layout::{LayerShape, TENSORS, layer_numbers, layer_shape, name};
 use super::output::{Entry, Output};
 use super::queries::Proxy;
 use super::{Dtype, Pairing, Rope};
+use crate::engine::Dims;
 use crate::error::{Error, Result};
 
 /// An open capture: its header is read and checked, its layers are read one at a time.
@@ -462,8 +463,11 @@ pub(super) fn rope(container: &Container) -> Result<Rope> {
     let theta = number(container, "rope_theta")?;
     let dim = whole(container, "rope_dim")?;
     // Before the frequencies are allocated: no head has more channels than this.
-    if dim > 256 {
-        return Err(container.error(format!("has rope_dim {dim}; write how many channels of a key rotate, at most 256")));
+    if dim > Dims::MOST as usize {
+        return Err(container.error(format!(
+            "has rope_dim {dim}; write how many channels of a key rotate, at most {}",
+            Dims::MOST
+        )));
     }
     let pairing = match container.text("rope_pairing")? {
         "half" => Pairing::Half,

@@ -14,6 +14,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use super::Dtype;
 use super::output::header;
 use super::source::Source;
+use crate::engine::Dims;
 use crate::error::{Error, Result};
 
 /// The largest header accepted, in bytes: some hundred thousand tensors, far more than a cache has.
@@ -351,12 +352,15 @@ impl Container {
 
     /// A channel count every kernel can take.
     pub(crate) fn check_channels(&self, name: &str, channels: usize) -> Result<()> {
-        if channels.is_multiple_of(4) && (4..=256).contains(&channels) {
+        if Dims::is_served(channels) {
             return Ok(());
         }
         Err(self.tensor_error(
             name,
-            format!("has {channels} channels a head; the kernels take multiples of 4 from 4 to 256, so pad keys and queries (or values) with zeros up to one"),
+            format!(
+                "has {channels} channels a head; the kernels take multiples of 4 from 4 to {}, so pad keys and queries (or values) with zeros up to one",
+                Dims::MOST
+            ),
         ))
     }
 

@@ -8,6 +8,7 @@ use super::cache::{Cache, LayerFacts, LayerPairs, Layers, RopeFacts};
 use super::known::Known;
 use super::target::Plan;
 use crate::cache::{Capture, Compressed, CompressedLayer, Container, Dtype, Pairing};
+use crate::engine::Dims;
 use crate::error::{Error, Result};
 
 /// Texts that every file states anew.
@@ -231,14 +232,12 @@ pub(super) fn write_compressed(plan: &Plan<'_>, path: &Path) -> Result<u64> {
 }
 
 fn check_channels(plan: &Plan<'_>, facts: &LayerFacts) -> Result<()> {
-    match [facts.dim, facts.value_dim]
-        .into_iter()
-        .find(|dim| !dim.is_multiple_of(4) || !(4..=256).contains(dim))
-    {
+    match [facts.dim, facts.value_dim].into_iter().find(|&dim| !Dims::is_served(dim)) {
         None => Ok(()),
         Some(dim) => Err(plan.cache.error(format!(
-            "has {dim} channels a head in layer {}, and a compressed cache holds multiples of 4 from 4 to 256; choose another format",
-            facts.index
+            "has {dim} channels a head in layer {}, and a compressed cache holds multiples of 4 from 4 to {}; choose another format",
+            facts.index,
+            Dims::MOST
         ))),
     }
 }

@@ -163,14 +163,14 @@ impl Spec {
     /// The numbers for these channels on this machine.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for channels that are not a multiple of 4 between 4 and 256.
+    /// [`Error::Unsupported`] for channels that are not a multiple of 4 from 4 to [`Dims::MOST`].
     pub fn new(dims: Dims, machine: Machine) -> Result<Self> {
         for (what, channels) in [("channels of a key", dims.dim), ("channels of a value", dims.value_dim)] {
-            if !channels.is_multiple_of(4) || !(4..=256).contains(&channels) {
+            if !Dims::is_served(channels as usize) {
                 return Err(Error::Unsupported {
                     what: what.into(),
                     need: channels.to_string(),
-                    have: "kernels for multiples of 4 up to 256".into(),
+                    have: format!("kernels for multiples of 4 up to {}", Dims::MOST),
                     remedy: "fill the channels up with zeros".into(),
                 });
             }

@@ -13,7 +13,7 @@ use super::supply::Supply;
 use super::{Compression, Finished, FinishedHead, Lengths, Observer, Outcome, Request, Timings, bias, chunks, size};
 use crate::budget::Budgets;
 use crate::cache::{Capture, Compressed, CompressedLayer, share};
-use crate::engine::Engine;
+use crate::engine::{Dims, Engine};
 use crate::error::{Error, Result};
 use crate::options::{Options, Split, Target};
 
@@ -46,13 +46,13 @@ pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
     let mut heads = Vec::new();
     for &layer in &layers {
         let shape = capture.shape(layer)?;
-        if request.options.has_bias() && shape.dim + bias::CHANNELS > MOST_CHANNELS {
+        if request.options.has_bias() && !Dims::is_served(shape.dim + bias::CHANNELS) {
             return Err(Error::option(
                 "--bias",
                 format!(
                     "layer {layer} has keys of {} channels, and a bias needs room beside at most {}; use --bias off",
                     shape.dim,
-                    MOST_CHANNELS - bias::CHANNELS
+                    Dims::MOST as usize - bias::CHANNELS
                 ),
             ));
         }
@@ -70,9 +70,6 @@ pub fn check(capture: &Capture, request: &Request) -> Result<Split> {
     }
     Ok(split)
 }
-
-/// Channels of keys and values that engines take.
-const MOST_CHANNELS: usize = 256;
 
 /// Compresses a capture.
 ///

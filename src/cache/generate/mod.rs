@@ -39,6 +39,7 @@ pub(super) use self::noise::Stream;
 use super::layout::name;
 use super::output::{Entry, Output};
 use super::{Capture, Context, Dtype, Layer, Pairing, Queries};
+use crate::engine::Dims;
 use crate::error::{Error, Result};
 
 /// Rows made at once while a file is written.
@@ -85,7 +86,7 @@ pub struct Generator {
     pub kv_heads: usize,
     /// Query heads a KV head.
     pub group: usize,
-    /// Channels of keys and values: a multiple of 4, at most 256. All of them turn, the first half with the second.
+    /// Channels of keys and values: a multiple of 4, at most [`Dims::MOST`]. All of them turn, the first half with the second.
     pub dim: usize,
     /// Tokens in the cache.
     pub tokens: usize,
@@ -182,8 +183,9 @@ impl Generator {
                 format!("{} is more than the {MOST_LAYERS} that a file can have; use fewer", self.layers),
             ));
         }
-        if self.dim == 0 || self.dim > 256 || !self.dim.is_multiple_of(4) {
-            return Err(Error::option("--dim", format!("{} is not a multiple of 4 from 4 to 256", self.dim)));
+        if !Dims::is_served(self.dim) {
+            let (dim, most) = (self.dim, Dims::MOST);
+            return Err(Error::option("--dim", format!("{dim} is not a multiple of 4 from 4 to {most}")));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
             return Err(Error::option(
