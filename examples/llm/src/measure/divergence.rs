@@ -110,7 +110,8 @@ pub struct Divergence {
     pub perplexity_full: f64,
     /// Perplexity of the text with the short cache.
     pub perplexity_short: f64,
-    /// Each token's divergence, in the order of the text.
+    /// Each token's divergence, in the order of the text; none in rows of which only the figures above were kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<f64>,
 }
 
