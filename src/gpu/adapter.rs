@@ -123,6 +123,28 @@ impl AdapterSummary {
             driver_info: info.driver_info,
         }
     }
+
+    /// A GPU of this name, of which nothing else is known, for tests.
+    #[cfg(test)]
+    pub(crate) fn named(name: &str) -> Self {
+        Self {
+            index: 0,
+            name: name.into(),
+            backend: "vulkan".into(),
+            driver: String::new(),
+            driver_info: String::new(),
+            device_type: String::new(),
+            is_software: false,
+            max_array_bytes: 0,
+            workgroup_bytes: 0,
+            workgroup_invocations: 0,
+            half: false,
+            subgroup: None,
+            matrix_shapes: Vec::new(),
+            matrices: None,
+            lacks: None,
+        }
+    }
 }
 
 /// Every adapter of the native interfaces: GPUs first, software drivers last, else in the system's order.
@@ -281,20 +303,8 @@ mod tests {
     fn summary(index: usize, name: &str, is_software: bool) -> AdapterSummary {
         AdapterSummary {
             index,
-            name: name.into(),
-            backend: "vulkan".into(),
-            driver: String::new(),
-            driver_info: String::new(),
-            device_type: String::new(),
             is_software,
-            max_array_bytes: 0,
-            workgroup_bytes: 0,
-            workgroup_invocations: 0,
-            half: false,
-            subgroup: None,
-            matrix_shapes: Vec::new(),
-            matrices: None,
-            lacks: None,
+            ..AdapterSummary::named(name)
         }
     }
 

@@ -63,21 +63,8 @@ mod cpu {
 
     fn adapter(name: &str, lacks: Option<&str>) -> AdapterSummary {
         AdapterSummary {
-            index: 2,
-            name: name.into(),
-            backend: "vulkan".into(),
-            driver: String::new(),
-            driver_info: String::new(),
-            device_type: String::new(),
-            is_software: false,
-            max_array_bytes: 0,
-            workgroup_bytes: 0,
-            workgroup_invocations: 0,
-            half: false,
-            subgroup: None,
-            matrix_shapes: Vec::new(),
-            matrices: None,
             lacks: lacks.map(str::to_owned),
+            ..AdapterSummary::named(name)
         }
     }
 
