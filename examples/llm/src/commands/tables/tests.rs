@@ -1,6 +1,7 @@
 //! Tables from rows as `eval` and `retrieval` write them.
 
 use std::fs::{read_dir, read_to_string, write};
+use std::path::Path;
 
 use clap::Parser;
 use serde_json::{Value, json};
@@ -332,6 +333,21 @@ fn lines_that_are_no_measurements_are_counted_and_files_without_any_refused() {
     for path in [path, folder.path().join("missing.jsonl")] {
         let refused = format!("{:#}", Measurements::read(std::slice::from_ref(&path)).unwrap_err());
         assert!(refused.contains(path.to_str().unwrap()), "{refused}");
+    }
+}
+
+/// Of what the repository keeps: the tables are what the rows give, and `eval -o` knows the rows again.
+#[test]
+fn kept_tables_are_those_of_the_kept_rows() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    let rows = folder.join("offset-12000.jsonl");
+    let found = Measurements::read(std::slice::from_ref(&rows)).unwrap();
+    assert_eq!(found.unreadable, 0);
+    let kept = read_to_string(folder.join("offset-12000.md")).unwrap();
+    assert_eq!(between(&kept, &document(&found, &[], None).unwrap()).unwrap(), kept);
+    for line in ["offset-0.jsonl", "offset-12000.jsonl"].map(|name| read_to_string(folder.join(name)).unwrap()).concat().lines() {
+        let row: eval::Row = serde_json::from_str(line).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap(), serde_json::to_value(&row).unwrap());
     }
 }
 
