@@ -345,7 +345,11 @@ fn kept_tables_are_those_of_the_kept_rows() {
     assert_eq!(found.unreadable, 0);
     let kept = read_to_string(folder.join("offset-12000.md")).unwrap();
     assert_eq!(between(&kept, &document(&found, &[], None).unwrap()).unwrap(), kept);
-    for line in ["offset-0.jsonl", "offset-12000.jsonl"].map(|name| read_to_string(folder.join(name)).unwrap()).concat().lines() {
+    for line in ["offset-0.jsonl", "offset-12000.jsonl"]
+        .map(|name| read_to_string(folder.join(name)).unwrap())
+        .concat()
+        .lines()
+    {
         let row: eval::Row = serde_json::from_str(line).unwrap();
         assert_eq!(serde_json::from_str::<Value>(line).unwrap(), serde_json::to_value(&row).unwrap());
     }
