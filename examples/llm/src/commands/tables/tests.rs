@@ -4,6 +4,8 @@ use std::fs::{read_dir, read_to_string, write};
 use std::path::Path;
 
 use clap::Parser;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::markdown::figure;
@@ -336,21 +338,25 @@ fn lines_that_are_no_measurements_are_counted_and_files_without_any_refused() {
     }
 }
 
-/// Of what the repository keeps: the tables are what the rows give, and `eval -o` knows the rows again.
+/// Of what the repository keeps: the tables are what the rows give, and the commands know the rows again.
 #[test]
 fn kept_tables_are_those_of_the_kept_rows() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
-    let rows = folder.join("offset-12000.jsonl");
-    let found = Measurements::read(std::slice::from_ref(&rows)).unwrap();
-    assert_eq!(found.unreadable, 0);
-    let kept = read_to_string(folder.join("offset-12000.md")).unwrap();
-    assert_eq!(between(&kept, &document(&found, &[], None).unwrap()).unwrap(), kept);
-    for line in ["offset-0.jsonl", "offset-12000.jsonl"]
-        .map(|name| read_to_string(folder.join(name)).unwrap())
-        .concat()
-        .lines()
-    {
-        let row: eval::Row = serde_json::from_str(line).unwrap();
+    for name in ["offset-12000", "retrieval"] {
+        let found = Measurements::read(&[folder.join(name).with_extension("jsonl")]).unwrap();
+        assert_eq!(found.unreadable, 0);
+        let kept = read_to_string(folder.join(name).with_extension("md")).unwrap();
+        assert_eq!(between(&kept, &document(&found, &[], None).unwrap()).unwrap(), kept);
+    }
+    known_again::<eval::Row>(&folder.join("offset-0.jsonl"));
+    known_again::<eval::Row>(&folder.join("offset-12000.jsonl"));
+    known_again::<haystack::Row>(&folder.join("retrieval.jsonl"));
+}
+
+/// Reads rows and writes them as the command itself would.
+fn known_again<R: DeserializeOwned + Serialize>(rows: &Path) {
+    for line in read_to_string(rows).unwrap().lines() {
+        let row: R = serde_json::from_str(line).unwrap();
         assert_eq!(serde_json::from_str::<Value>(line).unwrap(), serde_json::to_value(&row).unwrap());
     }
 }
