@@ -162,7 +162,8 @@ pub struct Options {
     /// Over how many of the positions that follow they are spread, the newest soonest: about as many as tokens will be made with the
     /// short cache. Beyond them errors grow. `None`: each has a position of its own, the oldest soonest, as published.
     pub horizon: Option<usize>,
-    /// Rows a query head, of the same two kinds and in the same proportion, that are held out of every fit; by them the
+    /// Rows a query head, of the same two kinds and in the same proportion, that are held out of every fit; of a capture's own training
+    /// rows an eighth, one at least where there are two, and no more than this. By them the
     /// best of select, select-fit and every refit is returned by the method `kvsculpt`. 0: the last iterate is returned, as published.
     pub validation_rows: usize,
     /// A head whose merged error on validation rows is below this is left alone: its key steps would fit rounding. Has no effect

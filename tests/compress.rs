@@ -132,15 +132,18 @@ mod cpu {
 
     #[test]
     fn no_head_is_worse_than_its_start_on_rows_held_out() {
-        for keep in [0.05, 0.3, 0.8] {
-            let short = run(&mut CpuEngine::new(), &request(|options| (options.keep, options.steps) = (keep, 5)));
+        for (keep, bias) in [(0.05, false), (0.05, true), (0.3, false), (0.3, true), (0.8, false)] {
+            let short = run(
+                &mut CpuEngine::new(),
+                &request(|options| (options.keep, options.steps, options.bias) = (keep, 5, bias)),
+            );
             for head in &short.outcomes {
                 let on = |judged: &kvsculpt::solver::Judged| judged.validation.unwrap().merged;
                 let start = on(&head.select).min(on(head.select_fit.as_ref().unwrap()));
                 // The same arrays judged twice give the same bits, so this is exact.
                 assert!(
                     on(&head.result) <= start,
-                    "keep {keep}, head {}: {} against {start}",
+                    "keep {keep}, bias {bias}, head {}: {} against {start}",
                     head.head,
                     on(&head.result)
                 );

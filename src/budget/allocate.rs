@@ -41,17 +41,21 @@ pub fn allocate(curves: &[Curve], weights: &[f64], scope: Scope, page: usize, to
     let mut reached = plan.start();
     let (least, whole) = (plan.total(&reached), plan.whole());
     if total < least {
+        let (option, pages) = if page > 1 {
+            ("--page", format!(", rounded up to pages of {page}"))
+        } else {
+            ("--budget", String::new())
+        };
+        let share = if least < whole {
+            format!("a keep of {:.4}", (least as f64 / whole as f64 * 1e4).ceil() / 1e4)
+        } else {
+            "which is everything".to_owned()
+        };
         return Err(Error::option(
-            "--budget",
+            option,
             format!(
-                "{total} pairs are fewer than {} heads need at their least lengths{}; the smallest total that serves is {least}, a keep of {:.4}",
-                curves.len(),
-                if page > 1 {
-                    format!(", rounded up to pages of {page}")
-                } else {
-                    String::new()
-                },
-                (least as f64 / whole as f64 * 1e4).ceil() / 1e4,
+                "{total} pairs are fewer than {} heads need at their least lengths{pages}; the smallest total that serves is {least}, {share}",
+                curves.len()
             ),
         ));
     }

@@ -336,7 +336,7 @@ impl Budgets {
     /// Writes the file whole or not at all, one layer a line, in their order.
     ///
     /// # Errors
-    /// [`Error::File`] for a destination that cannot be written.
+    /// [`Error::File`] for a destination that cannot be written, [`Error::Write`] where writing fails on the way.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut output = Output::create(path)?;
         output.bytes(self.to_string().as_bytes())?;

@@ -32,6 +32,19 @@ pub struct Split {
     pub tail: usize,
 }
 
+/// The tail where `kept` pairs of a head are stored.
+fn tail_of(kept: usize, options: &Options) -> usize {
+    match options.tail {
+        Tail::Pairs(pairs) => pairs,
+        Tail::Auto => (kept / 4).min(256),
+    }
+}
+
+/// The same with the sinks.
+fn fixed_of(kept: usize, options: &Options) -> usize {
+    options.sinks.saturating_add(tail_of(kept, options))
+}
+
 impl Split {
     /// The split of a cache of `tokens` pairs where all lengths are the same: `⌊keep · tokens⌋` pairs are stored in all, or what the
     /// target says in tokens; other targets are known only once heads are.
@@ -63,17 +76,11 @@ impl Split {
                 format!("{kept} pairs a head are more than the {tokens} of the cache"),
             ));
         }
-        let tail_of = |kept: usize| match options.tail {
-            Tail::Pairs(pairs) => pairs,
-            Tail::Auto => (kept / 4).min(256),
-        };
-        let fixed_of = |kept: usize| options.sinks.saturating_add(tail_of(kept));
-        let (tail, fixed) = (tail_of(kept), fixed_of(kept));
+        let (tail, fixed) = (tail_of(kept, options), fixed_of(kept, options));
         if fixed >= kept {
-            let least = (1..tokens).find(|&kept| fixed_of(kept) < kept);
             return Err(Error::option(
                 option,
-                match least {
+                match Self::fewest(tokens, options) {
                     None => format!(
                         "a cache of {tokens} pairs leaves no zone between {} sinks and a tail of {tail}; use a smaller --tail or --sinks",
                         options.sinks
@@ -97,6 +104,11 @@ impl Split {
             free: kept - fixed,
             tail,
         })
+    }
+
+    /// The fewest pairs a head that leave a free one; `None` where sinks and tail leave no zone.
+    pub(crate) fn fewest(tokens: usize, options: &Options) -> Option<usize> {
+        (1..tokens).find(|&kept| fixed_of(kept, options) < kept)
     }
 
     /// The split that a target in errors begins with: sinks, tail, and one free pair; how many there will be errors decide.

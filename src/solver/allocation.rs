@@ -4,13 +4,19 @@ use crate::budget::{self, Curve, Scope};
 use crate::error::{Error, Result};
 use crate::options::{Options, Split, Target};
 
-/// The lengths of heads of these curves and weights that serve the target best. `split` is that of a head where all lengths are the same,
-/// `pair_bytes` what a stored pair of each head takes.
-pub(super) fn lengths(split: Split, pair_bytes: &[u64], curves: &[Curve], weights: &[f64], options: &Options) -> Result<Vec<usize>> {
+/// The lengths of heads of these curves and weights that serve the target best. `split` is that of a head where all lengths are the same;
+/// of a target in bytes all pairs may take `room` together, and a pair of each head takes `pair_bytes`.
+pub(super) fn lengths(
+    split: Split,
+    (room, pair_bytes): (u64, &[u64]),
+    curves: &[Curve],
+    weights: &[f64],
+    options: &Options,
+) -> Result<Vec<usize>> {
     let allocate = |total: usize| budget::allocate(curves, weights, options.budget, options.page, total);
     match options.target {
         Some(Target::MaxError(error)) => within_error(curves, weights, options, error),
-        Some(Target::Bytes(_)) => within_bytes(split, pair_bytes, allocate),
+        Some(Target::Bytes(_)) => within_bytes(room, split.tokens, pair_bytes, allocate),
         _ => allocate(split.kept() * curves.len()),
     }
 }
@@ -57,19 +63,18 @@ pub(super) fn mean_error(curves: &[Curve], weights: &[f64], lengths: &[usize]) -
     errors.zip(weights).map(|(error, weight)| weight * error).sum::<f64>() / weights.iter().sum::<f64>()
 }
 
-/// The most pairs whose bytes are at most those of the uniform split: found by bisection, for where layers differ in what a pair takes
-/// the bytes of a total depend on where it goes.
-pub(super) fn within_bytes(split: Split, bytes: &[u64], allocate: impl Fn(usize) -> Result<Vec<usize>>) -> Result<Vec<usize>> {
-    let budget: u64 = bytes.iter().map(|bytes| bytes * split.kept() as u64).sum();
+/// The most pairs that take at most `room` bytes, of caches of so many tokens a head: found by bisection, for where layers differ in what
+/// a pair takes the bytes of a total depend on where it goes.
+pub(super) fn within_bytes(room: u64, tokens: usize, bytes: &[u64], allocate: impl Fn(usize) -> Result<Vec<usize>>) -> Result<Vec<usize>> {
     let spent = |lengths: &[usize]| -> u64 { lengths.iter().zip(bytes).map(|(&length, bytes)| length as u64 * bytes).sum() };
     let pair = bytes.iter().copied().min().unwrap_or(1).max(1);
-    let most = usize::try_from(budget / pair).unwrap_or(usize::MAX).min(split.tokens * bytes.len());
+    let most = usize::try_from(room / pair).unwrap_or(usize::MAX).min(tokens * bytes.len());
     let (mut low, mut high) = (0, most);
     let mut best = None;
     while low <= high {
         let middle = low + (high - low) / 2;
         match allocate(middle) {
-            Ok(lengths) if spent(&lengths) > budget => {
+            Ok(lengths) if spent(&lengths) > room => {
                 if middle == 0 {
                     break;
                 }

@@ -125,7 +125,7 @@ fn pairs(free: &[Vec<usize>]) -> usize {
 
 /// The mean error of the heads that have validation rows; `None` where none has. A head whose teacher says nothing, and which says nothing
 /// either, has no error, as in its curve; another whose error is no number counts as one that says nothing.
-fn mean(outcomes: &[Outcome], weights: &[f64]) -> Option<f64> {
+pub(super) fn mean(outcomes: &[Outcome], weights: &[f64]) -> Option<f64> {
     let (mut sum, mut all) = (0.0, 0.0);
     for (head, weight) in outcomes.iter().zip(weights) {
         let Some(found) = head.result.validation else { continue };

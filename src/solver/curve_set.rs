@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::allocation::{heads_of, lengths, shared};
 use super::chunks::cut;
 use super::plan;
+use super::size::pairs_in;
 use crate::batch::Shard;
 use crate::budget::{Budgets, Curve, Scope, Weights, json};
 use crate::cache::write_whole;
 use crate::error::{Error, Result};
+use crate::formats::Size;
 use crate::options::{Allocator, Options, Split, Tail, Target};
 
 /// The field `format` of every such file.
@@ -75,6 +77,8 @@ pub(super) struct About {
     pub(super) pair_bytes: BTreeMap<usize, u64>,
     /// The most that the file has beside its pairs, whatever the target.
     pub(super) header_bytes: u64,
+    /// What all pairs may take together, where the target is one in bytes.
+    pub(super) room: u64,
 }
 
 /// The file.
@@ -130,7 +134,7 @@ impl CurveSet {
     /// Writes the file whole or not at all; returns its bytes.
     ///
     /// # Errors
-    /// [`Error::File`] for a destination that cannot be written.
+    /// [`Error::File`] for a destination that cannot be written, [`Error::Write`] where writing fails on the way.
     pub fn write(&self, path: &Path) -> Result<u64> {
         let written = Written {
             format: FORMAT.to_owned(),
@@ -305,17 +309,12 @@ impl About {
             .iter()
             .map(|(layer, &heads)| heads as u64 * self.pair_bytes.get(layer).copied().unwrap_or(0))
             .fold(0, u64::saturating_add);
-        let kept = bytes.saturating_sub(self.header_bytes) / pair.max(1);
-        if kept == 0 {
-            return Err(Error::option(
-                "--bytes",
-                format!(
-                    "{bytes} bytes leave no pair: the file's header may take {} bytes and a pair in every head {pair}; give more",
-                    self.header_bytes
-                ),
-            ));
-        }
-        let kept = usize::try_from(kept).unwrap_or(usize::MAX).min(self.split.tokens);
+        let size = Size {
+            beside: self.header_bytes,
+            pair,
+            cell: 0,
+        };
+        let kept = pairs_in(bytes, size, self.split.tokens, options)?;
         Split::of(self.split.tokens, kept, options)
     }
 }
@@ -381,7 +380,11 @@ pub fn allocate(curves: &CurveSet, options: &Options, weights: Option<&Weights>)
         .iter()
         .filter_map(|(layer, _)| about.pair_bytes.get(layer).copied())
         .collect();
-    let lengths = lengths(split, &pair_bytes, &heads, &weights, &options)?;
+    let room = match options.target {
+        Some(Target::Bytes(bytes)) if !is_measured_for => bytes.saturating_sub(about.header_bytes),
+        _ => about.room,
+    };
+    let lengths = lengths(split, (room, &pair_bytes), &heads, &weights, &options)?;
     let free = shared(&chunks, &all.parts, &lengths)?;
     if let Some(Target::MaxError(_)) = options.target {
         options.target = None;

@@ -94,7 +94,7 @@ pub(crate) fn fit<E: Engine>(
     if let Some(head) = select.iter().position(|judged| !judged.loss.is_finite()) {
         return Err(Error::shape(
             format!("layer {} head {}", problems[head].layer, problems[head].head),
-            "attention over the capture itself leaves single precision; check softmax_scale, keys and queries",
+            "attention over the capture itself leaves single precision; check softmax_scale, keys, queries and values",
         ));
     }
     let mut starts = vec![Vec::new(); problems.len()];

@@ -71,7 +71,7 @@ impl Worth {
 /// ```
 ///
 /// # Errors
-/// [`Error::Shape`] for caches whose heads or channels are not the capture's; [`Error::Options`] where no layer is common; a file
+/// [`Error::Shape`] for caches whose heads, channels or next position are not the capture's; [`Error::Options`] where no layer is common; a file
 /// that cannot be read; whatever the engine reports; [`Error::Cancelled`] where the observer asks to stop.
 pub fn judge<E: Engine>(
     engine: &mut E,
@@ -95,6 +95,20 @@ pub fn judge<E: Engine>(
                 capture.path.display()
             ),
         ));
+    }
+    for cache in caches {
+        // One that names none is taken at its word.
+        if let Ok(position) = cache.next_position()
+            && position != capture.next_position
+        {
+            return Err(Error::shape(
+                "short cache",
+                format!(
+                    "its keys stand before position {position}, and the capture's queries ask from position {}; give the capture it was made from, or the cache as it was before it was turned",
+                    capture.next_position
+                ),
+            ));
+        }
     }
     let mut found = vec![Vec::new(); caches.len()];
     for (done, &index) in common.iter().enumerate() {

@@ -47,7 +47,7 @@ pub use shards::{CompressedPart, compress_part, compress_part_from, measure_curv
 pub(crate) use team::{Size, estimate_together};
 pub use team::{Team, division};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::budget::Scope;
 use crate::budget::{Budgets, Curve, Weights};
@@ -247,6 +247,30 @@ impl Compression {
     pub fn bytes(&self) -> (u64, u64) {
         (self.source_bytes, compress::stored_bytes(&self.compressed.layers))
     }
+
+    /// The mean merged error on validation rows, before pairs were rounded to the file's numbers: what [`Target::MaxError`](crate::options::Target::MaxError)
+    /// bounds. Heads weigh what `weights` says, those it does not name nothing, and the same each without; `None` where no head has
+    /// validation rows.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")] {
+    /// # let capture = kvsculpt::cache::Capture::open("tests/data/smollm2-layer20.safetensors".as_ref())?;
+    /// # let mut request = kvsculpt::solver::Request::default();
+    /// # request.options.method = kvsculpt::options::Method::Select;
+    /// use kvsculpt::{cpu::CpuEngine, options::Target, solver::compress};
+    ///
+    /// request.options.target = Some(Target::MaxError(0.05));
+    /// let short = compress(&mut CpuEngine::new(), &capture, &request, &mut ())?;
+    /// assert!(short.validation_error(None).is_some_and(|error| error <= 0.05));
+    /// # }
+    /// # Ok::<(), kvsculpt::Error>(())
+    /// ```
+    #[must_use]
+    pub fn validation_error(&self, weights: Option<&Weights>) -> Option<f64> {
+        let weight = |head: &Outcome| weights.map_or(1.0, |weights| weights.weight(head.layer, head.head).unwrap_or(0.0));
+        let weights: Vec<f64> = self.outcomes.iter().map(weight).collect();
+        bound::mean(&self.outcomes, &weights)
+    }
 }
 
 /// Why a head's key optimisation ended.
@@ -287,6 +311,11 @@ pub enum Stop {
     NotFinite,
 }
 
+/// A number that JSON has no way to write is `null` there: a head that says nothing has errors of none.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
 /// Errors over a set of rows.
 ///
 /// ```
@@ -307,11 +336,14 @@ pub enum Stop {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Errors {
     /// `Σ‖ŷ − y‖² / Σ‖y‖²`.
+    #[serde(deserialize_with = "number")]
     pub output: f64,
     /// Root mean square of `l̂ − l`.
+    #[serde(deserialize_with = "number")]
     pub mass: f64,
     /// The error that counts: `Σ‖m̂ − m‖² / Σ‖m‖²`, where m merges the context with a block of new tokens that holds as
     /// much mass as the context has on average (see [`reference::merged`]).
+    #[serde(deserialize_with = "number")]
     pub merged: f64,
 }
 
@@ -334,10 +366,13 @@ pub struct Errors {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
     /// The training loss `(Σ‖ŷ − y‖² + λ Σ(l̂ − l)²) / rows`.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// `Σ‖ŷ − y‖² / Σ‖y‖²` on training rows.
+    #[serde(deserialize_with = "number")]
     pub output: f64,
     /// Root mean square of `l̂ − l` on training rows.
+    #[serde(deserialize_with = "number")]
     pub mass: f64,
     /// On validation rows, where any are held out.
     #[serde(skip_serializing_if = "Option::is_none", default)]

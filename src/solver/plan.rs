@@ -81,6 +81,11 @@ pub(super) fn plan(course: &mut Course<'_>, request: &Request) -> Result<Plan> {
     let supply = course.supply;
     let (heads, split, count) = (supply.heads(), supply.split, supply.chunks.len());
     let fixed = split.sinks + split.tail;
+    if request.budgets.is_none() && keeps_all(split, options) {
+        // Nothing is measured where nothing is to be decided.
+        let whole = supply.chunks.iter().map(|chunk| chunk.zone()).collect();
+        return Ok(Plan::of(vec![whole; heads.len()]));
+    }
     let lengths = match (request.decided(), &request.budgets) {
         (Decided::Curves, _) => return by_curves(course, &heads, request),
         (Decided::Pilot, _) => by_pilot(course, &heads, options)?,
@@ -127,7 +132,10 @@ pub(super) fn check(heads: &[(usize, usize)], split: Split, chunks: &[Split], re
         ));
     }
     match request.decided() {
-        Decided::Curves => weights(heads, request.weights.as_ref()).map(drop),
+        Decided::Curves => {
+            paged(split, chunks, options)?;
+            weights(heads, request.weights.as_ref()).map(drop)
+        }
         Decided::Pilot if options.budget == Scope::Layer => heads_of_a_layer(heads).map(drop),
         Decided::Pilot => Ok(()),
         Decided::Beforehand => uniform(split, options.page, chunks).map(drop),
@@ -217,6 +225,33 @@ fn uniform(split: Split, page: usize, chunks: usize) -> Result<usize> {
     Ok(length)
 }
 
+/// Whether the target is all pairs of every head.
+fn keeps_all(split: Split, options: &Options) -> bool {
+    split.kept() == split.tokens && !matches!(options.target, Some(Target::MaxError(_)))
+}
+
+/// Refuses pages that even the least lengths by curves, rounded up to them, take more than is to be kept.
+fn paged(split: Split, chunks: usize, options: &Options) -> Result<()> {
+    if options.page == 1 || matches!(options.target, Some(Target::MaxError(_))) {
+        return Ok(());
+    }
+    let (fixed, kept) = (split.sinks + split.tail, split.kept());
+    let shortest = fixed + least(split).div_ceil(chunks) * chunks;
+    let least = shortest
+        .checked_next_multiple_of(options.page)
+        .map_or(split.tokens, |least| least.min(split.tokens));
+    if least <= kept {
+        return Ok(());
+    }
+    Err(Error::option(
+        "--page",
+        format!(
+            "{kept} pairs a head are to be kept on the mean, and {least} are the fewest in whole pages of {}, for sinks, tail and free pairs make {shortest} at least; use a smaller --page, or keep {least} a head or more",
+            options.page
+        ),
+    ))
+}
+
 /// The fewest free pairs a head may get.
 fn least(split: Split) -> usize {
     LEAST.min(split.free.div_ceil(4)).clamp(1, split.zone().max(1))
@@ -254,7 +289,7 @@ fn by_pilot(course: &mut Course<'_>, heads: &[(usize, usize)], options: &Options
         Ok(shares.into_iter().map(|free| fixed + free).collect())
     };
     match options.target {
-        Some(Target::Bytes(_)) => within_bytes(split, &supply.all_pair_bytes(), allocate),
+        Some(Target::Bytes(_)) => within_bytes(supply.room()?, split.tokens, &supply.all_pair_bytes(), allocate),
         _ => allocate(split.kept() * heads.len()),
     }
 }
@@ -279,7 +314,8 @@ fn by_curves(course: &mut Course<'_>, heads: &[(usize, usize)], request: &Reques
     let weights = weights(heads, request.weights.as_ref())?;
     let parts = measured(course, options)?;
     let curves = heads_of(&parts, supply.chunks.len())?;
-    let lengths = lengths(supply.split, &supply.all_pair_bytes(), &curves, &weights, options)?;
+    let bytes = (supply.room()?, &supply.all_pair_bytes()[..]);
+    let lengths = lengths(supply.split, bytes, &curves, &weights, options)?;
     Ok(Plan {
         free: shared(&supply.chunks, &parts, &lengths)?,
         curves,

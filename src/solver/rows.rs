@@ -57,7 +57,7 @@ pub(crate) fn counts(shape: &LayerShape, next_position: usize, split: Split, opt
     let group = shape.query_heads / shape.kv_heads;
     let (training, validation) = match shape.reference_rows {
         Some(rows) => {
-            let held = if holds_out(rows, options) { (rows + 3) / 8 } else { 0 };
+            let held = held_of(rows, options);
             (rows - held, held)
         }
         None => {
@@ -107,18 +107,21 @@ pub(crate) fn rows(capture: &Capture, layer: &Layer, head: usize, split: Split, 
     Ok(rows)
 }
 
-/// Whether any of the user's own rows are held out.
-fn holds_out(rows: usize, options: &Options) -> bool {
-    options.validation_rows > 0 && rows >= 8
+/// How many of a query head's `rows` own rows are held out: an eighth, one at least, and no more than the options say.
+fn held_of(rows: usize, options: &Options) -> usize {
+    if rows < 2 {
+        return 0;
+    }
+    rows.div_ceil(8).min(options.validation_rows)
 }
 
-/// The user's own rows; every eighth is held out where anything is to be.
+/// The user's own rows, those that are held out evenly spaced among them.
 fn split_given(queries: &Queries, dim: usize, heads: std::ops::Range<usize>, options: &Options, rows: &mut Rows) {
-    let holds_out = holds_out(queries.rows, options);
+    let held = held_of(queries.rows, options);
     for query_head in heads {
         let all = &queries.data[query_head * queries.rows * dim..(query_head + 1) * queries.rows * dim];
         for (number, row) in all.chunks_exact(dim).enumerate() {
-            let target = if holds_out && number % 8 == 4 {
+            let target = if is_held(number, queries.rows, held) {
                 &mut rows.validation
             } else {
                 &mut rows.training
@@ -167,10 +170,17 @@ fn draws(tokens: usize, next_position: usize, split: Split, options: &Options) -
 /// Deals `held` of `count` draws, evenly spaced, to `validation` and the rest to `training`.
 fn deal(draws: impl Iterator<Item = Draw>, count: usize, held: usize, training: &mut Vec<Draw>, validation: &mut Vec<Draw>) {
     for (i, draw) in draws.enumerate() {
-        // Counts how many of the first i + 1 belong to the held-out share; a new one at i where the count rises.
-        let rises = (2 * i + 3) * held / (2 * count) > (2 * i + 1) * held / (2 * count);
-        if rises { validation.push(draw) } else { training.push(draw) }
+        if is_held(i, count, held) {
+            validation.push(draw);
+        } else {
+            training.push(draw);
+        }
     }
+}
+
+/// Whether the i-th of `count` is one of `held` that are evenly spaced: how many of the first i + 1 are held rises there.
+fn is_held(i: usize, count: usize, held: usize) -> bool {
+    (2 * i + 3) * held / (2 * count) > (2 * i + 1) * held / (2 * count)
 }
 
 #[cfg(test)]
@@ -240,6 +250,42 @@ mod tests {
                 farthest < horizon && (farthest + 1) * context + horizon > horizon * context,
                 "{context} {horizon} {farthest}"
             );
+        }
+    }
+
+    #[test]
+    fn of_own_rows_an_eighth_is_held_out_and_one_at_least() {
+        for (count, most, held) in [
+            (1, 64, 0),
+            (2, 64, 1),
+            (7, 64, 1),
+            (16, 64, 2),
+            (80, 64, 10),
+            (80, 3, 3),
+            (80, 0, 0),
+            (4096, 64, 64),
+        ] {
+            let options = Options {
+                validation_rows: most,
+                ..Options::default()
+            };
+            let queries = Queries {
+                rows: count,
+                #[allow(clippy::cast_precision_loss, reason = "small whole numbers")]
+                data: (0..2 * count).map(|row| row as f32).collect(),
+            };
+            let mut rows = Rows::default();
+            split_given(&queries, 1, 0..2, &options, &mut rows);
+            assert_eq!(
+                (rows.training.len(), rows.validation.len()),
+                (2 * (count - held), 2 * held),
+                "{count}"
+            );
+            assert!(rows.validation.iter().all(|row| !rows.training.contains(row)));
+            // The same of every query head.
+            #[allow(clippy::cast_precision_loss, reason = "a small whole number")]
+            let shifted: Vec<f32> = rows.validation[..held].iter().map(|row| row + count as f32).collect();
+            assert_eq!(rows.validation[held..], shifted);
         }
     }
 

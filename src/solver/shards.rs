@@ -123,6 +123,7 @@ pub fn plan_curves(capture: &Capture, request: &Request, shard: Shard) -> Result
             whole: whole.into_iter().map(|(layer, (heads, _))| (layer, heads)).collect(),
             pair_bytes,
             header_bytes: largest_header(capture, &layers, &longest)?,
+            room: supply.room()?,
         },
         shard,
         heads: shard_heads,

@@ -23,6 +23,20 @@ pub(super) fn split(capture: &Capture, layers: &[usize], request: &Request) -> R
             ),
         ));
     }
+    if let Some(budgets) = &request.budgets {
+        for (layer, lengths) in budgets.layers().filter(|(layer, _)| layers.contains(layer)) {
+            let heads = capture.shape(layer)?.kv_heads;
+            if lengths.len() > heads {
+                return Err(Error::option(
+                    "--budgets",
+                    format!(
+                        "has lengths of {} heads for layer {layer}, which has {heads}; take out those too many",
+                        lengths.len()
+                    ),
+                ));
+            }
+        }
+    }
     if let Some((sinks, tail)) = request.budgets.as_ref().and_then(Budgets::fixed) {
         let options = Options {
             sinks,
@@ -33,7 +47,7 @@ pub(super) fn split(capture: &Capture, layers: &[usize], request: &Request) -> R
     }
     match options.target {
         Some(Target::Bytes(bytes)) => {
-            let kept = pairs_in(capture, layers, request, bytes)?;
+            let kept = pairs_in(bytes, size(capture, layers, request)?, capture.tokens, options)?;
             Split::of(capture.tokens, kept, options)
         }
         Some(Target::MaxError(_)) => Split::least(capture.tokens, options),
@@ -42,20 +56,31 @@ pub(super) fn split(capture: &Capture, layers: &[usize], request: &Request) -> R
 }
 
 /// Pairs a head of the largest file of at most `bytes` bytes whose heads are all of one length.
-fn pairs_in(capture: &Capture, layers: &[usize], request: &Request, bytes: u64) -> Result<usize> {
-    let Size { beside, pair, cell } = size(capture, layers, request)?;
-    let pair = pair + cell;
-    let kept = usize::try_from(bytes.saturating_sub(beside) / pair.max(1)).unwrap_or(usize::MAX);
-    if kept == 0 {
-        return Err(Error::option(
+pub(super) fn pairs_in(bytes: u64, size: Size, tokens: usize, options: &Options) -> Result<usize> {
+    let Size { beside, pair, cell } = size;
+    let pair = (pair + cell).max(1);
+    let kept = usize::try_from(bytes.saturating_sub(beside) / pair).unwrap_or(usize::MAX);
+    match Split::fewest(tokens, options) {
+        Some(fewest) if kept < fewest => Err(Error::option(
             "--bytes",
             format!(
-                "{bytes} bytes leave no pair: the file's header may take {beside} bytes and a pair in every head {pair}; give at least {}",
-                beside + pair
+                "{bytes} bytes hold {kept} pairs a head beside a header of up to {beside}, and sinks and tail leave a free pair from {fewest} a head on; give at least {}, or use a smaller --tail or --sinks",
+                beside + fewest as u64 * pair
             ),
-        ));
+        )),
+        _ => Ok(kept.min(tokens)),
     }
-    Ok(kept.min(capture.tokens))
+}
+
+/// The bytes that all pairs together may take, where so many `bytes` are the target; `split` is that where all lengths are the same, and
+/// `pair_bytes` what a pair of each head takes.
+pub(super) fn room(capture: &Capture, layers: &[usize], request: &Request, split: Split, pair_bytes: &[u64]) -> Result<u64> {
+    // In other formats more than the pairs themselves goes with a length.
+    let own = request.written_as.is_none_or(|target| target.format == Format::Compressed);
+    Ok(match request.options.target {
+        Some(Target::Bytes(bytes)) if own => bytes.saturating_sub(size(capture, layers, request)?.beside),
+        _ => pair_bytes.iter().sum::<u64>() * split.kept() as u64,
+    })
 }
 
 /// The bytes of the file that the request is for, where heads are all of one length.
@@ -131,8 +156,17 @@ fn largest(capture: &Capture, layers: &[usize], request: &Request) -> Result<Com
         free: capture.tokens,
         tail: capture.tokens,
     };
+    // However the size is written that is asked for: a refusal names one that will do.
+    let target = request.options.target.map(|target| match target {
+        Target::Bytes(_) => Target::Bytes(u64::MAX),
+        other => other,
+    });
+    let options = Options {
+        target,
+        ..request.options.clone()
+    };
     Ok(Compressed {
-        metadata: metadata(capture, &request.options, split, &outcomes)?,
+        metadata: metadata(capture, &options, split, &outcomes)?,
         layers: forms,
     })
 }

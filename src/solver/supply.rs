@@ -5,6 +5,7 @@ use super::bias;
 use super::chunks;
 use super::problem::{Cut, Problem};
 use super::rows;
+use super::size;
 use crate::batch::{Shape, Shard, need};
 use crate::cache::{CHUNK, Capture, Dtype, LayerShape};
 use crate::engine::Dims;
@@ -97,6 +98,13 @@ impl<'a> Supply<'a> {
             all: places.iter().map(|place| (place.layer, place.head)).collect(),
             places,
         })
+    }
+
+    /// The bytes that all pairs together may take, where the target is one in bytes.
+    pub(super) fn room(&self) -> Result<u64> {
+        let mut layers: Vec<usize> = self.places.iter().map(|place| place.layer).collect();
+        layers.dedup();
+        size::room(self.capture, &layers, self.request, self.split, &self.all_pair_bytes())
     }
 
     /// The heads of one shard alone.

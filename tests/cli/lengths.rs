@@ -203,10 +203,29 @@ fn everything_may_be_kept() {
     let whole = json!({"format": "kv-budgets", "version": 1, "tokens": TOKENS, "layers": {"20": [TOKENS, TOKENS, TOKENS]}});
     fs::write(&path, whole.to_string()).expect("written");
     let found = printed(&workplace, &["--budgets", path.to_str().expect("letters")]);
-    assert!(
-        found.contains("2048 → 2048 a head") && found.matches("kept whole").count() == 3,
-        "{found}"
-    );
+    let all = |found: &str| found.contains("2048 a head, all of them") && found.matches("kept whole").count() == 3;
+    assert!(all(&found), "{found}");
+    // Nor is anything measured where a target is everything.
+    for more in [["--tokens", "2048"], ["--bytes", "100MiB"]] {
+        let found = printed(&workplace, &more);
+        assert!(all(&found), "{found}");
+        assert_eq!(report(&workplace, &more).get("curves"), None);
+    }
+}
+
+#[test]
+fn the_error_is_told_beside_its_bound() {
+    let workplace = layer();
+    let more = ["--max-error", "0.05", "--tail", "16"];
+    let error = report(&workplace, &more)["error"].as_f64().expect("a number");
+    assert!(error <= 0.05 && error > 0.02, "{error}");
+    let found = printed(&workplace, &more);
+    let told = format!("error    {error:.4} on the rows held out, of 0.05 allowed\n");
+    assert!(found.contains(&told), "{found} lacks {told}");
+    // Sinks and tail are enough already, and there are 64 newest pairs where no tail is named.
+    let found = printed(&workplace, &["--max-error", "0.5"]);
+    assert!(found.contains("of 0.5 allowed; most pairs are sinks and tail"), "{found}");
+    assert!(report(&workplace, &["--keep", "0.2"]).get("error").is_none());
 }
 
 #[test]
@@ -288,14 +307,43 @@ fn targets_out_of_reach_are_refused_with_what_would_do() {
     succeeded(&workplace.compress(&["--tokens", "6"]));
     fs::remove_file(workplace.output()).expect("removed");
     refused(&workplace.compress(&["--tokens", "97"]), 2, &["--tokens", "more than the 96"]);
-    refused(&workplace.compress(&["--bytes", "1KiB"]), 2, &["--bytes", "give at least"]);
-    refused(&workplace.compress(&["--max-error", "NaN"]), 2, &["--max-error", "zero or more"]);
+    let wanted = |message: &str| -> u64 {
+        let (_, number) = message.split_once("give at least ").expect("a number of bytes");
+        number.split(',').next().and_then(|number| number.parse().ok()).expect("digits")
+    };
+    for more in [&[][..], &["--tail", "32", "--bias", "on"], &["--budget", "layer", "--dtype", "f16"]] {
+        let bytes = |bytes: u64| workplace.compress(&[more, &["--bytes", &bytes.to_string()]].concat());
+        let least = |few: u64| {
+            let output = bytes(few);
+            refused(&output, 2, &["--bytes", "give at least"]);
+            wanted(text(&output.stderr))
+        };
+        let (least, again) = (least(1), least(least(1) - 1));
+        assert_eq!(least, again);
+        succeeded(&bytes(least));
+        fs::remove_file(workplace.output()).expect("removed");
+    }
+    for error in ["NaN", "-1"] {
+        refused(&workplace.compress(&["--max-error", error]), 2, &["--max-error", "zero or more"]);
+    }
     refused(
         &workplace.compress(&["--max-error", "0.1", "--preset", "published", "--tail", "8"]),
         2,
         &["--max-error", "--allocator curves"],
     );
     refused(&workplace.compress(&["--page", "0"]), 2, &["--page", "at least 1"]);
+    refused(
+        &workplace.compress(&["--keep", "0.5", "--page", "4096"]),
+        2,
+        &["--page", "48 pairs a head", "keep 96 a head or more"],
+    );
+    refused(
+        &workplace.compress(&["--tokens", "20", "--page", "32"]),
+        2,
+        &["--page", "20 pairs a head", "keep 32 a head or more"],
+    );
+    succeeded(&workplace.compress(&["--tokens", "32", "--page", "32"]));
+    fs::remove_file(workplace.output()).expect("removed");
     refused(&workplace.compress(&["--curve-rows", "0"]), 2, &["--curve-rows", "at least 1"]);
     refused(&workplace.compress(&["--bias-ridge", "0"]), 2, &["--bias-ridge", "positive"]);
     refused(
@@ -318,11 +366,23 @@ fn a_file_of_budgets_that_does_not_fit_is_refused() {
     };
     refusal(96, json!({"2": [20, 20]}), &["no length for layer 5 head 0", "--layers"]);
     refusal(96, json!({"2": [20, 20], "5": [20]}), &["no length for layer 5 head 1"]);
+    refusal(96, json!({"2": [20, 20], "5": [20, 20, 20]}), &["3 heads for layer 5, which has 2"]);
     refusal(96, json!({"2": [20, 20], "5": [20, 3]}), &["layer 5 head 1", "give at least"]);
     refusal(100, json!({"2": [20, 20], "5": [20, 20]}), &["100 tokens", "96"]);
     fs::write(&path, "{\"format\": \"kv-capture\"}").expect("written");
     refused(&workplace.compress(&["--budgets", file]), 3, &["budgets.json", "kv-budgets"]);
     refused(&workplace.compress(&["--budgets", "nowhere.json"]), 3, &["nowhere.json"]);
+    // What the file names of sinks and tail is not passed over in silence.
+    let budgets =
+        json!({"format": "kv-budgets", "version": 1, "tokens": 96, "sinks": 2, "tail": 6, "layers": {"2": [20, 20], "5": [20, 20]}});
+    fs::write(&path, budgets.to_string()).expect("written");
+    refused(
+        &workplace.compress(&["--budgets", file, "--tail", "8"]),
+        2,
+        &["--budgets", "2 sinks and a tail of 6", "leave --sinks and --tail out"],
+    );
+    succeeded(&workplace.compress(&["--budgets", file, "--tail", "6", "--sinks", "2"]));
+    fs::remove_file(workplace.output()).expect("removed");
     // What is not asked for need not be there.
     let budgets = json!({"format": "kv-budgets", "version": 1, "tokens": 96, "layers": {"2": [20, 30]}});
     fs::write(&path, budgets.to_string()).expect("written");

@@ -125,6 +125,59 @@ fn compare_judges_what_compress_reported() {
     refused(&run(&["compare", &whole, &whole]), 3, &["capture", "compressed cache"]);
 }
 
+#[test]
+fn compare_refuses_turned_caches_and_tells_of_another_capture() {
+    let workplace = compressed();
+    let [a, turned, whole, other] = [
+        "short.safetensors",
+        "turned.safetensors",
+        "capture.safetensors",
+        "later.safetensors",
+    ]
+    .map(|name| path(&workplace, name));
+    succeeded(&run(&["convert", &a, &turned, "--frame", "60", "-q"]));
+    refused(
+        &run(&["compare", &turned, &a, "--capture", &whole, "--engine", "cpu"]),
+        3,
+        &["position 60", "position 96", "turned"],
+    );
+    // The same numbers, and one thing more said of them.
+    let mut draft = capture();
+    draft.set("text", "another");
+    fs::write(&other, draft.bytes()).expect("written");
+    let output = run(&["compare", &a, &a, "--capture", &other, "--engine", "cpu"]);
+    assert!(
+        output.status.success() && text(&output.stderr).contains("was made of another file than"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+/// A head whose values say nothing has errors of no number, and the report is read for all that.
+#[test]
+fn a_silent_head_does_not_hide_the_report() {
+    let mut draft = capture();
+    let value = draft
+        .tensors
+        .iter_mut()
+        .find(|tensor| tensor.name == "layers.2.value")
+        .expect("values");
+    let half = value.bytes.len() / 2;
+    value.bytes[..half].fill(0);
+    let workplace = Workplace::new(&draft.bytes());
+    succeeded(&workplace.compress(&["--keep", "0.4"]));
+    let short = path(&workplace, "short.safetensors");
+    let printed = run(&["inspect", &short]);
+    assert!(!succeeded(&printed).contains("none that can be read"), "{}", text(&printed.stdout));
+    let compared = json(&["compare", &short, &short, "--json"]);
+    assert!(
+        compared["heads"][1]["errors"][0]["merged"]
+            .as_f64()
+            .is_some_and(|error| error > 0.0)
+    );
+    succeeded(&run(&["report", &short, "-o", &path(&workplace, "page.html"), "-q"]));
+}
+
 /// The page needs nothing from elsewhere and tells of every head.
 #[test]
 fn a_page_is_whole_and_tells_of_every_head() {

@@ -56,6 +56,12 @@ fn a_dry_run_tells_sizes_and_time_and_writes_nothing() {
     for word in ["estimate", "Nothing was written", "memory", "of 6 of layer"] {
         assert!(succeeded(&printed).contains(word), "{} lacks {word}", text(&printed.stdout));
     }
+    // The layer that is tried may weigh nothing.
+    let sensitivities = workplace.path("sensitivities.json");
+    let layers = serde_json::json!([{"layer": 2, "sensitivity": 1.0, "heads": []}, {"layer": 5, "sensitivity": 0.0, "heads": []}]);
+    let weights = serde_json::json!({"format": "kv-sensitivity", "version": 1, "layers": layers});
+    fs::write(&sensitivities, weights.to_string()).expect("written");
+    of(&["--keep", "0.6", "--sensitivities", sensitivities.to_str().expect("letters")]);
     let small = ["compress", file, "--dry-run", "--engine", "cpu", "--memory", "1KiB"];
     refused(&run(&small), 5, &["out of memory", "--memory"]);
     // Without a dry run a file must be named.

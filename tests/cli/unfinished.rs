@@ -159,6 +159,19 @@ fn resumed(output: &Output) {
     assert!(said.starts_with("note: going on from ") && said.lines().count() == 1, "{said}");
 }
 
+/// What is said last may have nowhere to go: the output is whole by then, and nothing is unfinished.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_standard_output_leaves_no_journal() {
+    let place = Place::new();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device");
+    let output = place.program(&["--steps", "2"]).stdout(full).output().expect("the program starts");
+    refused(&output, 6, &["standard output"]);
+    assert!(place.output().exists() && !place.journal().exists());
+    let again = place.program(&["--steps", "2"]).output().expect("the program starts");
+    assert_eq!(again.status.code(), Some(0), "{}", text(&again.stderr));
+}
+
 #[test]
 fn a_run_killed_at_any_moment_goes_on_with_the_same_bytes() {
     let (wanted, whole) = Place::wanted(&[]);

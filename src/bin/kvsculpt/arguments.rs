@@ -147,7 +147,7 @@ pub(crate) struct OptionArguments {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[arg(long, value_name = "PAIRS|auto", value_parser = tail, help = with_presets(
-        "Newest pairs that stay as they are: a number, or `auto` for a quarter of the kept pairs, at most 256",
+        "Newest pairs that stay as they are: a number, or `auto` for a quarter of the kept pairs, at most 256 (with --max-error an eighth of the cache, at most 64)",
         |options| match options.tail {
             Tail::Auto => "auto".into(),
             Tail::Pairs(pairs) => pairs.to_string(),
@@ -186,6 +186,8 @@ impl OptionArguments {
         let config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
         let given = match option {
             "method" => self.method.is_some(),
+            "sinks" => self.sinks.is_some(),
+            "tail" => self.tail.is_some(),
             _ => self.lengths.says_budget(),
         };
         Ok(given || config.says(option))

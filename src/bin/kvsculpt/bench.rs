@@ -92,7 +92,7 @@ struct MachineArguments {
     /// Let products go by the GPU's cooperative matrices; see `kvsculpt compress --help`
     #[arg(long)]
     cooperative_matrices: bool,
-    /// The most memory that the arrays of heads worked on together may use, e.g. 2GiB
+    /// The most memory, on host and device together, that the work may use beside the short cache, e.g. 2GiB
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory: Option<u64>,
 }

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kvsculpt::cache::{CacheFile, Capture, Compressed};
+use kvsculpt::options::Tail;
 use kvsculpt::solver::{Decided, Errors, Outcome, Worth};
-use kvsculpt::{Error, Result};
+use kvsculpt::{Error, Options, Result};
 use serde::Serialize;
 
 use crate::arguments::EngineArguments;
+use crate::input::note;
 use crate::made::Made;
 use crate::progress::Progress;
 use crate::report::{mean_errors, size};
@@ -116,7 +118,16 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
 fn judged(files: &[CacheFile; 2], capture: &Capture, arguments: &Arguments, talk: Talk) -> Result<[Vec<Worth>; 2]> {
     let caches: Vec<&Compressed> = files.iter().filter_map(short).collect();
     // What the first of them that says so held out; the other did too, where it was made alike.
-    let options = caches.iter().find_map(|cache| Made::of(cache).understood()).unwrap_or_default();
+    let options = caches.iter().find_map(|cache| held_out_by(cache)).unwrap_or_default();
+    for (cache, path) in files.iter().zip([&arguments.a, &arguments.b]) {
+        let made_of = short(cache).and_then(|cache| Made::of(cache).source);
+        if made_of.is_some_and(|source| capture.digest().is_ok_and(|digest| source != format!("sha256:{digest}"))) {
+            note(
+                talk,
+                &format!("{} was made of another file than {}", path.display(), capture.path.display()),
+            );
+        }
+    }
     let mut machine = engine::open_one(&arguments.engine, talk)?;
     let mut progress = Progress::new(talk, Decided::Beforehand);
     let mut found = machine.judge(capture, &caches, &options, &mut progress)?.into_iter();
@@ -131,6 +142,15 @@ fn judged(files: &[CacheFile; 2], capture: &Capture, arguments: &Arguments, talk
         }
         (None, _) => [whole(&first), first],
     })
+}
+
+/// The options that say which rows a short cache held out; of a tail that errors, bytes or a file decided they say nothing themselves.
+fn held_out_by(cache: &Compressed) -> Option<Options> {
+    let mut options = Made::of(cache).understood()?;
+    let number = |key: &str| cache.metadata.get(key)?.parse().ok();
+    options.sinks = number("sinks").unwrap_or(options.sinks);
+    options.tail = number("tail").map_or(options.tail, Tail::Pairs);
+    Some(options)
 }
 
 fn short(file: &CacheFile) -> Option<&Compressed> {

@@ -14,12 +14,12 @@ use kvsculpt::{Error, Result};
 
 use crate::arguments::{DtypeKind, EngineArguments, Layers, OptionArguments, bytes, layers};
 use crate::destination::{self, DestinationArguments, fit};
-use crate::input::InputArguments;
+use crate::input::{InputArguments, note};
 use crate::progress::Progress;
 use crate::report::{Report, Written};
 use crate::shards::{self, Piece};
 use crate::unfinished::{self, UnfinishedArguments};
-use crate::{Talk, dry_run, engine, print, print_json, table, timings};
+use crate::{Talk, dry_run, engine, json, print, table, timings};
 
 /// Compress a capture, or the cache of another engine.
 ///
@@ -95,12 +95,16 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let says_method = arguments.options.says("method")?
         || (budgets.as_ref().is_some_and(|budgets| budgets.options().is_some()) && !arguments.options.says_preset()?);
     input.suit(&mut request.options, says_method, talk);
+    if request.options.bias && !request.options.has_bias() {
+        note(talk, "a bias is fitted, and this method fits nothing, so --bias on changes nothing");
+    }
     let target = arguments.destination.target(input.format, capture, &request)?;
     if matches!(target.format, Format::Llama(_)) {
         // What is told of the result is told of its numbers as they are stored.
         request.dtype = request.dtype.or(target.dtype).or(Some(Dtype::F16));
     }
-    lengths.complete(&mut request, budgets, &capture.layers)?;
+    let says_ends = arguments.options.says("sinks")? || arguments.options.says("tail")?;
+    lengths.complete(&mut request, budgets, &capture.layers, says_ends)?;
     fit(&mut request, &target, arguments.options.says("budget")?, talk)?;
     let split = check(capture, &request)?;
     target.check(capture, request.layers.as_deref().unwrap_or(&capture.layers), split.kept())?;
@@ -130,7 +134,11 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let made = machine.compress_from(capture, &request, &mut finished, &mut unfinished);
     unfinished.finish();
     match made.and_then(|made| write(arguments, (output, &target), &machine, &request, &made, started)) {
-        Ok(()) => unfinished.remove(),
+        Ok(text) => {
+            // Before anything is printed: standard output may be closed, and nothing is unfinished any more.
+            unfinished.remove()?;
+            print(&text)
+        }
         Err(error) => {
             unfinished.leave(&error);
             Err(error)
@@ -138,7 +146,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     }
 }
 
-/// Writes the output and what was asked for beside it, and says what was done.
+/// Writes the output and what was asked for beside it; returns what is to be said of it.
 fn write(
     arguments: &Arguments,
     (output, target): (&Path, &Target),
@@ -146,7 +154,7 @@ fn write(
     request: &Request,
     (compression, measured): &(Compression, Measured),
     started: Instant,
-) -> Result<()> {
+) -> Result<String> {
     let write = Instant::now();
     let written = Written {
         path: output,
@@ -158,7 +166,7 @@ fn write(
         compression.budgets.write(path)?;
     }
     let seconds = started.elapsed().as_secs_f64();
-    let mut report = Report::new(&arguments.capture, Some(written), machine, &request.options, compression, seconds);
+    let mut report = Report::new(&arguments.capture, Some(written), machine, request, compression, seconds);
     if arguments.timings {
         report.measured = Some(measured);
     }
@@ -166,7 +174,7 @@ fn write(
         write_whole(path, report.page(compression).as_bytes())?;
     }
     if arguments.json {
-        return print_json(&report);
+        return json(&report);
     }
     let probed = if compression.outcomes.iter().any(|head| head.result.probe.is_some()) {
         ""
@@ -176,7 +184,7 @@ fn write(
     let width = table::terminal_width();
     let saved = lengths.destination().map(|path| format!("budgets  {}\n", path.display()));
     let page = arguments.report.as_ref().map(|path| format!("page     {}\n", path.display()));
-    print(&format!(
+    Ok(format!(
         "{}\n{}{probed}{}{}{}{}",
         table::fitting(&report, width),
         report.lengths(width),

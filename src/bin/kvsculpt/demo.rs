@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments, talk: Talk) -> Result<()> {
     let compression = machine.compress(&capture, &request, &mut progress)?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
-    let report = Report::new(Path::new(NAME), None, &machine, &request.options, &compression, seconds);
+    let report = Report::new(Path::new(NAME), None, &machine, &request, &compression, seconds);
     if arguments.json {
         return print_json(&report);
     }

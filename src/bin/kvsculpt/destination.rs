@@ -102,9 +102,10 @@ pub(crate) fn fit(request: &mut Request, target: &Target, said_budget: bool, tal
         return Ok(());
     }
     if said_budget {
+        let of = if budget == Scope::Layer { "layers" } else { "heads" };
         return refuse(
             "--budget",
-            format!("gives heads lengths of their own, and a {format} has {held}; give --budget {word}, or leave it out"),
+            format!("gives {of} lengths of their own, and a {format} has {held}; give --budget {word}, or leave it out"),
         );
     }
     request.options.budget = scope;

@@ -107,6 +107,8 @@ fn probe_of(capture: &Capture, request: &Request, layer: usize, steps: u32) -> R
         layers: Some(vec![layer]),
         // Some formats hold all layers or none.
         written_as: None,
+        // They cost nothing, and may weigh this layer at zero.
+        weights: None,
         ..request.clone()
     };
     // A size is of the whole file.

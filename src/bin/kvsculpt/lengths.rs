@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use kvsculpt::budget::{Budgets, Scope, Weights};
-use kvsculpt::options::{Allocator, Target};
+use kvsculpt::options::{Allocator, Tail, Target};
 use kvsculpt::solver::{Decided, Request};
 use kvsculpt::{Error, Options, Result};
 
@@ -106,7 +106,7 @@ impl WeightArguments {
 #[derive(Clone, Copy, Debug, Args)]
 #[group(multiple = false)]
 pub(crate) struct TargetArguments {
-    #[arg(long, value_name = "FRACTION", help = with_presets("Fraction of the pairs that is kept, sinks and tail counted", |options| options.keep.to_string()))]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help = with_presets("Fraction of the pairs that is kept, sinks and tail counted", |options| options.keep.to_string()))]
     keep: Option<f64>,
     /// Keep so many pairs a head on the mean, sinks and tail counted
     #[arg(long, value_name = "PAIRS")]
@@ -114,8 +114,8 @@ pub(crate) struct TargetArguments {
     /// Write a file of at most this size, whatever its format, e.g. 2MiB
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     bytes: Option<u64>,
-    /// Keep as little as has at most this mean merged error on the rows held out, e.g. 0.01; fits several times
-    #[arg(long, value_name = "ERROR")]
+    /// Keep as little as has at most this mean merged error on the rows held out, e.g. 0.01; `compress` fits several times for it
+    #[arg(long, value_name = "ERROR", allow_negative_numbers = true)]
     max_error: Option<f64>,
 }
 
@@ -160,14 +160,28 @@ impl LengthArguments {
         self.budgets.as_deref().map(Budgets::read).transpose()
     }
 
-    /// Puts what the files named say into the request, whose layers are those of the capture where it names none.
+    /// Puts what the files named say into the request, whose layers are those of the capture where it names none; `says_ends` where
+    /// sinks or tail were asked for by name.
     ///
     /// # Errors
-    /// A file that cannot be read, or sensitivities where nothing is decided by error curves.
-    pub(crate) fn complete(&self, request: &mut Request, budgets: Option<Budgets>, layers: &[usize]) -> Result<()> {
+    /// A file that cannot be read or has other sinks or another tail than were asked for, or sensitivities where nothing is decided by
+    /// error curves.
+    pub(crate) fn complete(&self, request: &mut Request, budgets: Option<Budgets>, layers: &[usize], says_ends: bool) -> Result<()> {
         if let Some(budgets) = budgets {
             let wanted = request.layers.as_deref().unwrap_or(layers);
             let options = &mut request.options;
+            let asked = (options.sinks, options.tail);
+            if let Some((sinks, tail)) = budgets.fixed()
+                && says_ends
+                && asked != (sinks, Tail::Pairs(tail))
+            {
+                return Err(Error::Options {
+                    option: "--budgets",
+                    reason: format!(
+                        "names the ends its lengths were decided with, {sinks} sinks and a tail of {tail}; leave --sinks and --tail out, or take both out of the file"
+                    ),
+                });
+            }
             let says = |decided: &Options| decided.keep.to_bits() == options.keep.to_bits() && decided.target == options.target;
             if !budgets.options().is_some_and(says) {
                 keep_of(&budgets, wanted, options);

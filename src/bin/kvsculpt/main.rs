@@ -169,7 +169,7 @@ fn log_to_stderr() {
 fn print(text: &str) -> Result<()> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::File {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Write {
             path: "standard output".into(),
             reason: format!("cannot be written: {error}"),
         }),
@@ -177,13 +177,18 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Writes an object to standard output as one line of JSON.
-fn print_json(object: &impl serde::Serialize) -> Result<()> {
+/// An object as one line of JSON.
+fn json(object: &impl serde::Serialize) -> Result<String> {
     let text = serde_json::to_string(object).map_err(|error| Error::File {
         path: "standard output".into(),
         reason: format!("the report is no JSON: {error}"),
     })?;
-    print(&format!("{text}\n"))
+    Ok(text + "\n")
+}
+
+/// Writes it to standard output.
+fn print_json(object: &impl serde::Serialize) -> Result<()> {
+    print(&json(object)?)
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use kvsculpt::Options;
 use kvsculpt::budget::{Budgets, Curve, heat_map, length_table};
 use kvsculpt::cache::QuerySource;
 use kvsculpt::machine::{Machine, Measured};
-use kvsculpt::options::{Method, Split};
-use kvsculpt::solver::{Compression, Errors, Judged, Outcome, Timings};
+use kvsculpt::options::{Method, Split, Target};
+use kvsculpt::solver::{Compression, Errors, Judged, Outcome, Request, Timings};
 use serde::{Serialize, Serializer};
 
 use crate::html::Page;
@@ -51,6 +51,9 @@ pub(crate) struct Report<'a> {
     /// Whether several machines shared the work, whose seconds by stage are added up.
     #[serde(skip)]
     is_shared: bool,
+    /// The error on the rows held out, where a target bounds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<f64>,
     /// What kernels or operations cost, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) measured: Option<&'a Measured>,
@@ -105,10 +108,11 @@ impl<'a> Report<'a> {
         capture: &'a Path,
         written: Option<Written<'a>>,
         machine: &Machine,
-        options: &'a Options,
+        request: &'a Request,
         compression: &'a Compression,
         seconds: f64,
     ) -> Self {
+        let options = &request.options;
         let heads = compression.outcomes.as_slice();
         let (before, after) = compression.bytes();
         Self {
@@ -141,6 +145,9 @@ impl<'a> Report<'a> {
                 total: seconds,
             },
             is_shared: matches!(machine, Machine::Several(_)),
+            error: matches!(options.target, Some(Target::MaxError(_)))
+                .then(|| compression.validation_error(request.weights.as_ref()))
+                .flatten(),
             measured: None,
         }
     }
@@ -200,6 +207,9 @@ impl<'a> Report<'a> {
         };
         line("pairs", self.pairs());
         line("queries", self.queries.to_owned());
+        if let (Some(error), Some(Target::MaxError(bound))) = (self.error, self.options.target) {
+            line("error", self.held_to(error, bound));
+        }
         line(
             "bytes",
             format!(
@@ -220,6 +230,9 @@ impl<'a> Report<'a> {
     /// What was kept of a head, and as what.
     fn pairs(&self) -> String {
         let Split { tokens, sinks, free, tail } = self.split;
+        if self.heads.iter().all(|head| head.kept == head.tokens) {
+            return format!("{tokens} a head, all of them");
+        }
         if !self.is_ragged() {
             let kept = self.split.kept();
             return format!(
@@ -237,6 +250,17 @@ impl<'a> Report<'a> {
             mean.trim_end_matches(".0"),
             self.free_pairs()
         )
+    }
+
+    /// The error on the rows held out beside its bound.
+    fn held_to(&self, error: f64, bound: f64) -> String {
+        let told = format!("{error:.4} on the rows held out, of {bound} allowed");
+        let Split { sinks, tail, free, .. } = self.split;
+        if free < sinks + tail {
+            // Free pairs could not become fewer where the ends alone are nearly enough.
+            return format!("{told}; most pairs are sinks and tail, and with a smaller --tail fewer may do");
+        }
+        told
     }
 
     /// Seconds by stage; budgets only where some went there.

@@ -235,7 +235,7 @@ impl Page<'_> {
         }
         let mut html = format!("<h2>Source and run</h2>\n<div class=\"scroll\">{}</div>\n", facts(&rows));
         if let Some(Value::Object(options)) = &self.made.options {
-            let options: Vec<(String, String)> = options.iter().map(|(name, value)| (name.clone(), written(value))).collect();
+            let options: Vec<(String, String)> = options.iter().map(|(name, value)| (name.clone(), written(name, value))).collect();
             html += &format!("<h2>Options</h2>\n{}\n", columns(&options));
         }
         html
@@ -243,13 +243,18 @@ impl Page<'_> {
 }
 
 /// A value of the options as people write it.
-fn written(value: &Value) -> String {
+fn written(name: &str, value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Null => "as the tail".to_owned(),
+        Value::Null => match name {
+            "recent_rows" => "as the tail",
+            "horizon" => "a position for each row",
+            _ => "none",
+        }
+        .to_owned(),
         Value::Object(one) => one
             .iter()
-            .map(|(name, value)| format!("{name} {}", written(value)))
+            .map(|(name, value)| format!("{name} {}", written(name, value)))
             .collect::<Vec<_>>()
             .join(", "),
         other => other.to_string(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kvsculpt::budget::{Budgets, Curve, Weights, heat_map, length_table};
 use kvsculpt::cache::{Pairing, QueryStatistics};
+use kvsculpt::options::Target;
 use kvsculpt::solver::CurveSet;
 use kvsculpt::{Options, Result};
 use serde::{Deserialize, Serialize};
@@ -138,11 +139,16 @@ impl CurveFacts {
         );
         let method = serde_json::to_value(self.options.method).ok();
         let method = method.as_ref().and_then(|method| method.as_str()).unwrap_or_default();
-        let keep = self.options.keep;
+        let wanted = match self.options.target {
+            Some(Target::Tokens(pairs)) => format!("{pairs} pairs a head"),
+            Some(Target::Bytes(bytes)) => format!("a file of {bytes} bytes at most"),
+            Some(Target::MaxError(error)) => format!("an error of {error} at most"),
+            _ => format!("keep {}", self.options.keep),
+        };
         line(
             text,
             "method",
-            &format!("{method}, for keep {keep} where `allocate` is told nothing else"),
+            &format!("{method}, for {wanted} where `allocate` is told nothing else"),
         );
         let mut table = Body::new(["layer", "head", "points", "lengths", "errors"].map(String::from).to_vec());
         for curve in heads {
@@ -208,7 +214,7 @@ impl LengthFacts {
             tokens: budgets.tokens(),
             heads,
             pairs: budgets.total(),
-            kept: budgets.total() as f64 / (budgets.tokens() * heads) as f64,
+            kept: budgets.total() as f64 / (budgets.tokens() as f64 * heads as f64),
             fixed: budgets.fixed(),
             layers,
             options: budgets.options().cloned(),
