@@ -248,8 +248,8 @@ impl Compression {
         (self.source_bytes, compress::stored_bytes(&self.compressed.layers))
     }
 
-    /// The mean merged error on validation rows, before pairs were rounded to the file's numbers: what [`Target::MaxError`](crate::options::Target::MaxError)
-    /// bounds. Heads weigh what `weights` says, those it does not name nothing, and the same each without; `None` where no head has
+    /// The mean merged error on validation rows, before pairs were rounded to the file's numbers: what [`Target::MaxError`] bounds.
+    /// Heads weigh what `weights` says, those it does not name nothing, and the same each without; `None` where no head has
     /// validation rows.
     ///
     /// ```
