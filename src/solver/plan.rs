@@ -118,6 +118,7 @@ pub(super) fn plan(course: &mut Course<'_>, request: &Request) -> Result<Plan> {
 pub(super) fn check(heads: &[(usize, usize)], split: Split, chunks: &[Split], request: &Request) -> Result<()> {
     let options = &request.options;
     if let Some(budgets) = &request.budgets {
+        none_too_many(budgets, heads)?;
         given(budgets, heads, split, chunks.len())?;
         return shares(budgets, heads, chunks).map(drop);
     }
@@ -156,6 +157,24 @@ fn heads_of_a_layer(heads: &[(usize, usize)]) -> Result<usize> {
         ));
     }
     Ok(first)
+}
+
+/// Refuses lengths of heads that their layers do not have; `heads` are all of the request.
+fn none_too_many(budgets: &Budgets, heads: &[(usize, usize)]) -> Result<()> {
+    for (layer, lengths) in budgets.layers() {
+        let count = heads.iter().filter(|head| head.0 == layer).count();
+        // Layers that are not asked for may be named.
+        if count > 0 && lengths.len() > count {
+            return Err(Error::option(
+                "--budgets",
+                format!(
+                    "has lengths of {} heads for layer {layer}, which has {count}; take out those too many",
+                    lengths.len()
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The lengths of a file of budgets.

@@ -23,20 +23,6 @@ pub(super) fn split(capture: &Capture, layers: &[usize], request: &Request) -> R
             ),
         ));
     }
-    if let Some(budgets) = &request.budgets {
-        for (layer, lengths) in budgets.layers().filter(|(layer, _)| layers.contains(layer)) {
-            let heads = capture.shape(layer)?.kv_heads;
-            if lengths.len() > heads {
-                return Err(Error::option(
-                    "--budgets",
-                    format!(
-                        "has lengths of {} heads for layer {layer}, which has {heads}; take out those too many",
-                        lengths.len()
-                    ),
-                ));
-            }
-        }
-    }
     if let Some((sinks, tail)) = request.budgets.as_ref().and_then(Budgets::fixed) {
         let options = Options {
             sinks,

@@ -178,7 +178,8 @@ impl OptionArguments {
         self.config.as_deref().into_iter().chain(self.lengths.sources())
     }
 
-    /// Whether the flags or the file of `--config` say this option, one of `method` and `budget`; a preset does not count.
+    /// Whether the flags or the file of `--config` say this option, one of `method`, `sinks`, `tail` and `budget`; a preset does not
+    /// count.
     ///
     /// # Errors
     /// A file that cannot be read.
