@@ -342,7 +342,7 @@ fn lines_that_are_no_measurements_are_counted_and_files_without_any_refused() {
 #[test]
 fn kept_tables_are_those_of_the_kept_rows() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
-    for name in ["offset-12000", "retrieval", "retrieval-keeps"] {
+    for name in ["offset-12000", "retrieval", "retrieval-12000", "retrieval-keeps"] {
         let found = Measurements::read(&[folder.join(name).with_extension("jsonl")]).unwrap();
         assert_eq!(found.unreadable, 0);
         let kept = read_to_string(folder.join(name).with_extension("md")).unwrap();
@@ -351,6 +351,7 @@ fn kept_tables_are_those_of_the_kept_rows() {
     known_again::<eval::Row>(&folder.join("offset-0.jsonl"));
     known_again::<eval::Row>(&folder.join("offset-12000.jsonl"));
     known_again::<haystack::Row>(&folder.join("retrieval.jsonl"));
+    known_again::<haystack::Row>(&folder.join("retrieval-12000.jsonl"));
     known_again::<haystack::Row>(&folder.join("retrieval-keeps.jsonl"));
 }
 
