@@ -350,9 +350,9 @@ fn kept_tables_are_those_of_the_kept_rows() {
     }
     known_again::<eval::Row>(&folder.join("offset-0.jsonl"));
     known_again::<eval::Row>(&folder.join("offset-12000.jsonl"));
-    known_again::<haystack::Row>(&folder.join("retrieval.jsonl"));
-    known_again::<haystack::Row>(&folder.join("retrieval-12000.jsonl"));
-    known_again::<haystack::Row>(&folder.join("retrieval-keeps.jsonl"));
+    for name in ["retrieval", "retrieval-12000", "retrieval-keeps"] {
+        known_again::<haystack::Row>(&folder.join(name).with_extension("jsonl"));
+    }
 }
 
 /// Reads rows and writes them as the command itself would.
