@@ -48,19 +48,15 @@ pub(crate) fn run(workspace: &Workspace, write: bool) -> Result<()> {
         }
     }
     let program = env::current_exe().context("where xtask is")?;
-    let arguments = [
-        "rustdoc",
-        "--package",
-        "kvsculpt",
-        "--lib",
-        "--no-default-features",
-        "--features",
-        "cpu,journal",
-        "--",
-        "-Zunstable-options",
-        "--output-format=json",
-    ];
-    expect_success(workspace.cargo(&arguments).env("RUSTDOC", program).env(STAND_IN, "1"))?;
+    // All packages and one example: their dependencies are then those of the lints and the tests, feature for feature, and are not checked again.
+    let arguments = ["doc", "--workspace", "--no-deps", "--lib", "--example", "frame_loop"];
+    expect_success(
+        workspace
+            .cargo(&arguments)
+            .env("RUSTDOC", program)
+            .env("RUSTDOCFLAGS", "-Zunstable-options --output-format=json")
+            .env(STAND_IN, "1"),
+    )?;
     let json = workspace.target.join("doc/kvsculpt.json");
     let found = items(&json)?;
     if write {
