@@ -86,97 +86,126 @@ fn share_selected(
     }
 }
 
+/// A test for every check and engine. The engine comes last in its name: tests start in the order of their names, so that two that run at
+/// once are of two engines, and one's kernels are compiled beside the other's.
 macro_rules! checks {
-    ($($kernel:ident: $($check:ident),+;)+) => {
+    ($($kernel:ident { $($check:ident: $($engine:ident),+;)+ })+) => {
+        $(mod $kernel {
+            $(mod $check {
+                $(test!($engine: $kernel::$check);)+
+            })+
+        })+
+    };
+}
+
+macro_rules! test {
+    (on_cpu: $kernel:ident::$check:ident) => {
         #[cfg(feature = "cpu")]
-        mod on_cpu {
-            $(mod $kernel {
-                $(#[test]
-                fn $check() {
-                    crate::$kernel::$check(&mut crate::engines::cpu());
-                })+
-            })+
+        #[test]
+        fn on_cpu() {
+            crate::$kernel::$check(&mut crate::engines::cpu());
         }
-
-        mod on_gpu {
-            $(mod $kernel {
-                $(#[test]
-                fn $check() {
-                    crate::$kernel::$check(&mut *crate::engines::gpu());
-                })+
-            })+
+    };
+    (on_gpu: $kernel:ident::$check:ident) => {
+        #[test]
+        fn on_gpu() {
+            crate::$kernel::$check(&mut *crate::engines::gpu());
+        }
+    };
+    (as_another_machine: $kernel:ident::$check:ident) => {
+        #[test]
+        fn as_another_machine() {
+            crate::$kernel::$check(&mut *crate::engines::gpu_as_another_machine());
+        }
+    };
+    (with_matrices: $kernel:ident::$check:ident) => {
+        #[test]
+        fn with_matrices() {
+            if let Some(mut engine) = crate::engines::gpu_with_matrices() {
+                crate::$kernel::$check(&mut *engine);
+            }
         }
     };
 }
 
-/// The checks of kernels that another machine gets otherwise.
-macro_rules! checks_as_another_machine {
-    ($($kernel:ident: $($check:ident),+;)+) => {
-        mod on_gpu_as_another_machine {
-            $(mod $kernel {
-                $(#[test]
-                fn $check() {
-                    crate::$kernel::$check(&mut *crate::engines::gpu_as_another_machine());
-                })+
-            })+
-        }
-    };
-}
-
-/// The checks of what goes by cooperative matrices.
-macro_rules! checks_with_matrices {
-    ($($kernel:ident: $($check:ident),+;)+) => {
-        mod on_gpu_with_matrices {
-            $(mod $kernel {
-                $(#[test]
-                fn $check() {
-                    if let Some(mut engine) = crate::engines::gpu_with_matrices() {
-                        crate::$kernel::$check(&mut *engine);
-                    }
-                })+
-            })+
-        }
-    };
-}
-
-checks_with_matrices! {
-    gram: ragged_batches, several_blocks, weights_of_attention, same_bits_alone;
-}
-
-checks_as_another_machine! {
-    attention: with_a_base, hard_inputs, no_pairs, compact_arrays;
-    key_gradient: ragged_batches, hard_inputs, many_rows;
-    loss: ragged_batches, rows_that_are_not_finite;
-    scores: ragged_batches, hard_inputs, many_rows, same_bits_alone;
-    weights: ragged_batches, a_later_block, hard_inputs;
-    effects: ragged_batches, hard_inputs;
-    evaluate: same_bits_again_and_alone;
-    gram: ragged_batches, several_blocks, weights_of_attention, same_bits_alone;
-    rhs: ragged_batches, several_blocks;
-    cholesky: ragged_batches, not_positive, many_pairs;
-    solve: ragged_batches, many_pairs;
-    value_fit: same_bits_again_and_alone;
-    slope: ragged_batches, not_finite;
-    lbfgs_direction: ragged_batches, no_history, same_bits_alone;
-    lbfgs_push: ragged_batches, pairs_of_no_use;
-}
-
+// As another machine: kernels that it gets otherwise. With matrices: what goes by them.
 checks! {
-    attention: with_a_base, without_a_base, hard_inputs, no_pairs, compact_arrays;
-    scores: ragged_batches, hard_inputs, many_rows, same_bits_alone;
-    effects: ragged_batches, hard_inputs, many_rows;
-    loss: ragged_batches, rows_that_are_not_finite;
-    key_gradient: ragged_batches, hard_inputs, many_rows;
-    evaluate: ragged_batches, hard_inputs, same_bits_again_and_alone;
-    weights: ragged_batches, a_later_block, hard_inputs;
-    gram: ragged_batches, several_blocks, weights_of_attention, same_bits_alone;
-    rhs: ragged_batches, several_blocks;
-    cholesky: ragged_batches, not_positive, many_pairs;
-    solve: ragged_batches, many_pairs;
-    value_fit: same_bits_again_and_alone;
-    step: ragged_batches;
-    slope: ragged_batches, not_finite;
-    lbfgs_direction: ragged_batches, no_history, same_bits_alone;
-    lbfgs_push: ragged_batches, pairs_of_no_use;
-    copy_pairs: ragged_batches;
+    attention {
+        with_a_base: on_cpu, on_gpu, as_another_machine;
+        without_a_base: on_cpu, on_gpu;
+        hard_inputs: on_cpu, on_gpu, as_another_machine;
+        no_pairs: on_cpu, on_gpu, as_another_machine;
+        compact_arrays: on_cpu, on_gpu, as_another_machine;
+    }
+    scores {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        hard_inputs: on_cpu, on_gpu, as_another_machine;
+        many_rows: on_cpu, on_gpu, as_another_machine;
+        same_bits_alone: on_cpu, on_gpu, as_another_machine;
+    }
+    effects {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        hard_inputs: on_cpu, on_gpu, as_another_machine;
+        many_rows: on_cpu, on_gpu;
+    }
+    loss {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        rows_that_are_not_finite: on_cpu, on_gpu, as_another_machine;
+    }
+    key_gradient {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        hard_inputs: on_cpu, on_gpu, as_another_machine;
+        many_rows: on_cpu, on_gpu, as_another_machine;
+    }
+    evaluate {
+        ragged_batches: on_cpu, on_gpu;
+        hard_inputs: on_cpu, on_gpu;
+        same_bits_again_and_alone: on_cpu, on_gpu, as_another_machine;
+    }
+    weights {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        a_later_block: on_cpu, on_gpu, as_another_machine;
+        hard_inputs: on_cpu, on_gpu, as_another_machine;
+    }
+    gram {
+        ragged_batches: on_cpu, on_gpu, as_another_machine, with_matrices;
+        several_blocks: on_cpu, on_gpu, as_another_machine, with_matrices;
+        weights_of_attention: on_cpu, on_gpu, as_another_machine, with_matrices;
+        same_bits_alone: on_cpu, on_gpu, as_another_machine, with_matrices;
+    }
+    rhs {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        several_blocks: on_cpu, on_gpu, as_another_machine;
+    }
+    cholesky {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        not_positive: on_cpu, on_gpu, as_another_machine;
+        many_pairs: on_cpu, on_gpu, as_another_machine;
+    }
+    solve {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        many_pairs: on_cpu, on_gpu, as_another_machine;
+    }
+    value_fit {
+        same_bits_again_and_alone: on_cpu, on_gpu, as_another_machine;
+    }
+    step {
+        ragged_batches: on_cpu, on_gpu;
+    }
+    slope {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        not_finite: on_cpu, on_gpu, as_another_machine;
+    }
+    lbfgs_direction {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        no_history: on_cpu, on_gpu, as_another_machine;
+        same_bits_alone: on_cpu, on_gpu, as_another_machine;
+    }
+    lbfgs_push {
+        ragged_batches: on_cpu, on_gpu, as_another_machine;
+        pairs_of_no_use: on_cpu, on_gpu, as_another_machine;
+    }
+    copy_pairs {
+        ragged_batches: on_cpu, on_gpu;
+    }
 }
