@@ -14,7 +14,7 @@ use super::queries::{Asking, QueriesKind};
 use super::recorded::Recorded;
 use super::results::Results;
 use super::session::Session;
-use super::variant::{MethodKind, PresetKind, Short, Variant};
+use super::variant::{DtypeKind, MethodKind, PresetKind, Short, Variant};
 use super::words::{self, changed, columns, label, number, perhaps};
 use crate::measure::Divergence;
 use crate::model::Products;
@@ -46,6 +46,9 @@ pub struct Arguments {
     /// What heads are fitted to; each is measured
     #[arg(long, value_name = "QUERIES,…", value_delimiter = ',', value_enum, default_value = "context")]
     queries: Vec<QueriesKind>,
+    /// How the short cache's numbers are stored; each is measured
+    #[arg(long, value_name = "DTYPE,…", value_delimiter = ',', value_enum, default_value = "f32")]
+    dtype: Vec<DtypeKind>,
     /// Print JSON lines instead of the table
     #[arg(long)]
     json: bool,
@@ -85,6 +88,9 @@ pub struct Row {
     /// The file of sensitivities that errors were weighed by, if any was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivities: Option<String>,
+    /// How the short cache's numbers were stored, where not in single precision.
+    #[serde(default, skip_serializing_if = "DtypeKind::is_exact")]
+    pub dtype: DtypeKind,
     /// Digest of the capture.
     pub source: String,
     /// What compressed.
@@ -134,6 +140,7 @@ impl Passage {
             options: Recorded::of(&variant.options)?,
             queries,
             sensitivities: variant.sensitivities(),
+            dtype: variant.dtype,
             source: self.capture.digest()?,
             engine: machine.name(),
             bytes: [self.reading.cache.bytes(), cache.bytes()],
@@ -151,6 +158,14 @@ impl Passage {
 pub fn run(arguments: &Arguments) -> Result<()> {
     arguments.texts.check()?;
     let variants = arguments.variants.variants()?;
+    let stored = |variant: &Variant| {
+        arguments
+            .dtype
+            .iter()
+            .map(|&dtype| variant.clone().stored_as(dtype))
+            .collect::<Vec<_>>()
+    };
+    let variants: Vec<Variant> = variants.iter().flat_map(stored).collect();
     for variant in &variants {
         variant.check(arguments.tokens)?;
         ensure!(
@@ -178,6 +193,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                     && row.method == variant.method
                     && row.next == arguments.next
                     && row.queries == queries
+                    && row.dtype == variant.dtype
                     && variant.made(&row.options, row.sensitivities.as_deref())
                     && row.model == session.name
             };
@@ -272,7 +288,7 @@ fn means(rows: &[Row]) -> String {
 fn way(row: &Row) -> String {
     let way = words::way(row.method, row.preset, "full, through the compressed path");
     if row.method == MethodKind::Full {
-        return way;
+        return way + &row.dtype.changed();
     }
-    way + &changed(row.preset, Some(&row.options), row.sensitivities.as_deref()) + &row.queries.changed()
+    way + &changed(row.preset, Some(&row.options), row.sensitivities.as_deref()) + &row.queries.changed() + &row.dtype.changed()
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 use kvsculpt::Options;
 use kvsculpt::budget::{Scope, Weights};
-use kvsculpt::cache::{Capture, Compressed, CompressedLayer};
+use kvsculpt::cache::{Capture, Compressed, CompressedLayer, Dtype};
 use kvsculpt::machine::Machine;
 use kvsculpt::options::{Allocator, Method, Split};
 use kvsculpt::solver::{Observer, Outcome, Request};
@@ -66,6 +66,59 @@ pub enum ScopeKind {
     Head,
 }
 
+/// How the short cache's numbers are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeKind {
+    /// IEEE single precision: nothing is lost
+    #[default]
+    F32,
+    /// IEEE half precision
+    F16,
+    /// The upper half of a single
+    Bf16,
+}
+
+impl DtypeKind {
+    /// Whether nothing is lost.
+    #[must_use]
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+    pub fn is_exact(&self) -> bool {
+        *self == Self::F32
+    }
+
+    /// For labels: `, dtype: f16`; nothing where nothing is lost.
+    #[must_use]
+    pub fn changed(self) -> String {
+        if self.is_exact() {
+            return String::new();
+        }
+        format!(", dtype: {}", super::words::spelled(self))
+    }
+
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::Bf16,
+        }
+    }
+
+    /// The cache as a file of these numbers gives it back.
+    fn stored(self, mut cache: Compressed) -> Result<Compressed> {
+        if self.is_exact() {
+            return Ok(cache);
+        }
+        for layer in &mut cache.layers {
+            layer.dtype = self.dtype();
+        }
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("short.safetensors");
+        cache.write(&path)?;
+        Ok(Compressed::read(&path)?)
+    }
+}
+
 /// A thing that is done or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -119,6 +172,8 @@ pub struct Variant {
     /// What weighs errors; none: all weigh the same, or nothing is decided by them.
     #[serde(skip)]
     pub weighing: Option<Weighing>,
+    /// How the short cache's numbers are stored.
+    pub dtype: DtypeKind,
 }
 
 impl Variant {
@@ -141,6 +196,7 @@ impl Variant {
                 keep: 1.0,
                 options,
                 weighing: None,
+                dtype: DtypeKind::default(),
             });
         }
         options.keep = keep;
@@ -155,6 +211,7 @@ impl Variant {
             keep: options.keep,
             options,
             weighing: None,
+            dtype: DtypeKind::default(),
         })
     }
 
@@ -184,6 +241,13 @@ impl Variant {
         if self.method != MethodKind::Full && by_errors {
             self.weighing = Some(weighing.clone());
         }
+        self
+    }
+
+    /// This way with its numbers stored so.
+    #[must_use]
+    pub const fn stored_as(mut self, dtype: DtypeKind) -> Self {
+        self.dtype = dtype;
         self
     }
 
@@ -238,13 +302,13 @@ impl Variant {
     pub fn shorten(&self, capture: &Capture, machine: &mut Machine, observer: &mut dyn Observer) -> Result<Short> {
         if self.method == MethodKind::Full {
             return Ok(Short {
-                compressed: everything(capture)?,
+                compressed: self.dtype.stored(everything(capture)?)?,
                 probe_error: None,
             });
         }
         let compression = machine.compress(capture, &self.request(), observer)?;
         Ok(Short {
-            compressed: compression.compressed,
+            compressed: self.dtype.stored(compression.compressed)?,
             probe_error: probe_error(&compression.outcomes),
         })
     }
@@ -255,6 +319,7 @@ impl Variant {
         Request {
             options: self.options.clone(),
             weights: self.weighing.as_ref().map(|weighing| weighing.weights.clone()),
+            dtype: Some(self.dtype.dtype()),
             ..Request::default()
         }
     }
@@ -385,6 +450,35 @@ mod tests {
         let refused = format!("{:#}", Weighing::read(&path, -1.0).unwrap_err());
         assert!(refused.contains("small.json") && refused.contains("zero or more"), "{refused}");
         assert!(Weighing::read(folder.path(), 1.0).is_err());
+    }
+
+    #[test]
+    fn numbers_are_as_a_file_gives_them_back() {
+        let number = 1.0 + 2.0_f32.powi(-9);
+        let exact = Compressed {
+            layers: vec![CompressedLayer {
+                index: 0,
+                dim: 4,
+                value_dim: 4,
+                lengths: vec![1],
+                key: vec![number; 4],
+                value: vec![-number; 4],
+                bias: Some(vec![number]),
+                dtype: Dtype::F32,
+            }],
+            metadata: [("format", "kv-compressed"), ("version", "1"), ("next_position", "1")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+        };
+        let stored = |dtype: DtypeKind| {
+            let layer = dtype.stored(exact.clone()).unwrap().layers.remove(0);
+            (layer.key[0], layer.value[0], layer.bias.unwrap()[0])
+        };
+        assert_eq!(stored(DtypeKind::F32), (number, -number, number));
+        assert_eq!(stored(DtypeKind::F16), (number, -number, number));
+        assert_eq!(stored(DtypeKind::Bf16), (1.0, -1.0, number), "biases stay single");
+        let variant = usual(MethodKind::Select, PresetKind::Default).stored_as(DtypeKind::Bf16);
+        assert_eq!(variant.request().dtype, Some(Dtype::Bf16));
     }
 
     #[test]

@@ -13,9 +13,10 @@ pub fn label(variant: &Variant) -> String {
     let options = Recorded::of(&variant.options).ok();
     let changed = changed(variant.preset, options.as_ref(), variant.sensitivities().as_deref());
     format!(
-        "{} ({}{changed}) at keep {}",
+        "{} ({}{changed}{}) at keep {}",
         spelled(variant.method),
         spelled(variant.preset),
+        variant.dtype.changed(),
         variant.keep
     )
 }

@@ -106,6 +106,8 @@ fn ways_are_named_by_what_differs_from_their_preset() {
     assert_eq!(name(Kvsculpt, Published, json!({})), "kvsculpt, published");
     assert_eq!(name(SelectFit, Usual, json!({"keep": 0.7})), "select-fit");
     assert_eq!(name(Full, Published, json!({"steps": 3})), "full");
+    assert_eq!(name(Full, Published, json!({"steps": 3, "dtype": "bf16"})), "full, dtype: bf16");
+    assert_eq!(name(Kvsculpt, Usual, json!({"dtype": "f16"})), "kvsculpt, dtype: f16");
     let changes = json!({"recent_rows": null, "tail": {"pairs": 64}, "of tomorrow": true, "budget of tomorrow": "layer"});
     let changed = name(Kvsculpt, Usual, changes);
     for part in [

@@ -23,11 +23,12 @@ impl Way {
     /// that options which this program does not know yet, or no more, are named too.
     pub(super) fn new(method: MethodKind, preset: PresetKind, options: &Map<String, Value>) -> Result<Self> {
         if method == MethodKind::Full {
-            // Nothing is decided where nothing is dropped.
+            // Nothing is decided where nothing is dropped but how what is kept is stored.
+            let dtype = options.get("dtype").map(|dtype| ("dtype".to_owned(), in_words(dtype)));
             return Ok(Self {
                 method,
                 preset: PresetKind::Default,
-                changes: Vec::new(),
+                changes: dtype.into_iter().collect(),
             });
         }
         let usual = match preset {
